@@ -1,0 +1,1 @@
+"""Judging compositions: the judge, the benchmark, and the intervals around its figures."""

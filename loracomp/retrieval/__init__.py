@@ -1,0 +1,1 @@
+"""Finding adapters: features read from weights, an index, and search."""

@@ -1,0 +1,1 @@
+"""Training adapters: configuration, data, losses and the loop."""

@@ -1,0 +1,1 @@
+"""Marks that LoRAs and their pictures carry, and the statistics that verify them."""
