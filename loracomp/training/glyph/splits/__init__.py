@@ -1,0 +1,62 @@
+"""Who may see what: the committed lists of held-out subjects and cells, and the training manifest.
+
+A *cell* is a (subject, style) pair. ``unseen_subjects.json`` (64) and the unseen styles are kept
+from the denoiser, ``vae_held_out.json`` (64 more) from the VAE in every style, and
+``judge_cells.json`` from the judge.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from loracomp.training.glyph.packages import ART_SETS, BASE_STYLES
+from loracomp.training.glyph.subjects import Icon
+
+Cell = tuple[str, str]
+
+
+@cache
+def committed(name: str) -> Any:
+    """The parsed JSON file ``name`` of this folder."""
+    return json.loads(files(__name__).joinpath(name).read_text(encoding="utf-8"))
+
+
+def unseen_subjects() -> frozenset[str]:
+    """The 64 subjects that the denoiser never saw in any style."""
+    return frozenset(committed("unseen_subjects.json"))
+
+
+def vae_held_out() -> frozenset[str]:
+    """64 further subjects that the VAE never saw in any style."""
+    return frozenset(committed("vae_held_out.json"))
+
+
+def judge_held_out() -> frozenset[Cell]:
+    """Cells, filters included, whose pictures the judge never saw."""
+    return frozenset((subject, style) for subject, style in committed("judge_cells.json"))
+
+
+def vae_may_see(icon: Icon) -> bool:
+    """True when the VAE trains on this icon: every style, all but its 64 held-out subjects."""
+    return icon.subject not in vae_held_out()
+
+
+def denoiser_may_see(icon: Icon) -> bool:
+    """True when denoiser and text encoder train on this icon: base style, subject not unseen."""
+    return icon.style in BASE_STYLES and icon.subject not in unseen_subjects()
+
+
+def draw_vae_held_out(icons: list[Icon], count: int = 64, seed: int = 2) -> list[str]:
+    """Subjects drawn in every art set, at random: how ``vae_held_out.json`` was made."""
+    styles: dict[str, set[str]] = {}
+    for icon in icons:
+        styles.setdefault(icon.subject, set()).add(icon.style)
+    full = sorted(s for s, have in styles.items() if len(have) == len(ART_SETS))
+    pool = [s for s in full if s not in unseen_subjects()]
+    chosen = np.random.default_rng(seed).choice(len(pool), count, replace=False)
+    return sorted(pool[i] for i in chosen)
