@@ -20,8 +20,15 @@ Prediction = Literal["epsilon", "v_prediction", "flow"]
 Shape = tuple[int, ...]
 
 UNET_TARGETS = (
-    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-)  # fmt: skip
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+)
 DIT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
@@ -120,10 +127,12 @@ _ROWS = (
         architecture="stable-diffusion-xl-v1-base",
         kohya_version="sdxl_base_v1-0",
         kohya_prefixes={
-            "unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2",
+            "unet": "lora_unet",
+            "text_encoder": "lora_te1",
+            "text_encoder_2": "lora_te2",
         },
         kohya_sgm=True,
-    ),  # fmt: skip
+    ),
     Base(
         name="sd3",
         title="Stable Diffusion 3 medium",
@@ -140,11 +149,13 @@ _ROWS = (
         architecture="stable-diffusion-3-medium",
         kohya_version="sd3_m",
         kohya_prefixes={
-            "transformer": "lora_unet", "text_encoder": "lora_te1",
-            "text_encoder_2": "lora_te2", "text_encoder_3": "lora_te3",
+            "transformer": "lora_unet",
+            "text_encoder": "lora_te1",
+            "text_encoder_2": "lora_te2",
+            "text_encoder_3": "lora_te3",
         },
         dialect="diffusers",
-    ),  # fmt: skip
+    ),
     Base(
         name="flux",
         title="FLUX.1",
@@ -161,11 +172,13 @@ _ROWS = (
         architecture="flux-1-dev",
         kohya_version="flux1",
         kohya_prefixes={
-            "transformer": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te3",
+            "transformer": "lora_unet",
+            "text_encoder": "lora_te1",
+            "text_encoder_2": "lora_te3",
         },
         dialect="diffusers",
-    ),  # fmt: skip
-)  # fmt: skip
+    ),
+)
 BASES: Mapping[str, Base] = MappingProxyType({row.name: row for row in _ROWS})
 
 

@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests: tiny pipelines, one per kind and session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import KINDS, tiny_pipeline
+
+torch.set_num_threads(1)
+_PIPES: dict[str, Any] = {}
+
+
+@pytest.fixture(params=KINDS)
+def pipe(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A tiny pipeline of each kind; whatever a test attached is gone afterwards."""
+    kind = request.param
+    if kind not in _PIPES:
+        _PIPES[kind] = tiny_pipeline(kind)
+    yield _PIPES[kind]
+    from loracomp import detach
+
+    detach(_PIPES[kind])
