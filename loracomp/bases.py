@@ -53,6 +53,7 @@ class Base:
         kohya_version: ``ss_base_model_version`` as kohya's trainer writes it.
         kohya_prefixes: Prefix of each component's keys in kohya's dialect.
         kohya_sgm: Whether kohya names UNet blocks as the original code does (input_blocks, …).
+        checkpoint_key: Tensor that only its single-file checkpoints have, without any prefix.
         dialect: Dialect that most tools read at the right strength (``kohya`` or ``diffusers``).
     """
 
@@ -71,6 +72,7 @@ class Base:
     architecture: str
     kohya_version: str
     kohya_prefixes: Mapping[str, str]
+    checkpoint_key: str
     kohya_sgm: bool = False
     dialect: Literal["kohya", "diffusers"] = "kohya"
 
@@ -91,6 +93,7 @@ _ROWS = (
         guidance=3.0,
         targets=(*UNET_TARGETS, "conv1", "conv2"),
         architecture="glyph",
+        checkpoint_key="",
         kohya_version="glyph",
         kohya_prefixes=_ONE_CLIP,
     ),
@@ -108,6 +111,7 @@ _ROWS = (
         guidance=7.5,
         targets=UNET_TARGETS,
         architecture="stable-diffusion-v1",
+        checkpoint_key="cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
         kohya_version="sd_v1",
         kohya_prefixes=_ONE_CLIP,
     ),
@@ -125,6 +129,7 @@ _ROWS = (
         guidance=6.0,
         targets=UNET_TARGETS,
         architecture="stable-diffusion-xl-v1-base",
+        checkpoint_key="conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
         kohya_version="sdxl_base_v1-0",
         kohya_prefixes={
             "unet": "lora_unet",
@@ -147,6 +152,7 @@ _ROWS = (
         guidance=7.0,
         targets=(*DIT_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         architecture="stable-diffusion-3-medium",
+        checkpoint_key="joint_blocks.0.context_block.adaLN_modulation.1.bias",
         kohya_version="sd3_m",
         kohya_prefixes={
             "transformer": "lora_unet",
@@ -170,6 +176,7 @@ _ROWS = (
         guidance=3.5,
         targets=(*DIT_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         architecture="flux-1-dev",
+        checkpoint_key="double_blocks.0.img_attn.norm.key_norm.scale",
         kohya_version="flux1",
         kohya_prefixes={
             "transformer": "lora_unet",

@@ -167,9 +167,7 @@ def run(pipe: Any, prompt: str = "a red apple", seed: int = 0, **options: Any) -
     """Latents of one short generation, float32."""
     settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 32, "width": 32} | options
     generator = torch.Generator().manual_seed(seed)
-    if "FluxPipeline" == type(pipe).__name__:
-        settings["max_sequence_length"] = 16
-    elif "3Pipeline" in type(pipe).__name__:
+    if type(pipe).__name__ == "FluxPipeline" or "3Pipeline" in type(pipe).__name__:
         settings["max_sequence_length"] = 16
     with torch.no_grad():
         out = pipe(prompt, generator=generator, output_type="latent", **settings)

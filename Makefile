@@ -1,0 +1,51 @@
+# Two commands are enough: `make demo` draws a picture, `make test` runs the tests.
+# Each makes its own environment in .venv the first time.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint unit bench assets clean help
+
+help:
+	@echo "make demo    draw a picture with two shipped LoRAs"
+	@echo "make test    lint, types and all tests"
+	@echo "make lint    ruff and mypy only"
+	@echo "make bench   run the benchmarks; results go to benchmarks/results/"
+	@echo "make assets  remake the shipped adapters and tables (a GPU helps)"
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@mkdir -p out
+	@$(BIN)/loracomp compose "a watermelon emoji, mono style" --lora watermelon --lora mono \
+		--method merge --seed 1 --size 128 --out out/demo.png > /dev/null
+	@echo "$(CURDIR)/out/demo.png"
+	@echo "a watermelon (subject LoRA) drawn in the mono style (style LoRA), composed by loracomp"
+
+lint: $(STAMP)
+	$(BIN)/ruff check loracomp tests benchmarks
+	$(BIN)/ruff format --check loracomp tests benchmarks
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+test: lint unit
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.stacked
+
+assets: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[glyph]"
+	$(BIN)/python -m loracomp.training.tables
+	$(BIN)/python -m loracomp.training.glyph data --out .data
+	$(BIN)/python -m loracomp.training.shipped --data .data --out loracomp/assets/adapters
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info

@@ -1,0 +1,1 @@
+"""Measurements. Each module writes JSON to ``benchmarks/results`` and prints a table."""

@@ -1,0 +1,5 @@
+"""``python -m loracomp``."""
+
+from loracomp.cli import main
+
+main()

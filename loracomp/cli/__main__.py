@@ -1,0 +1,5 @@
+"""``python -m loracomp.cli``."""
+
+from loracomp.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""From a recipe to images: opens what it names, composes, and records what was used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+from loracomp.adapter import Adapter
+from loracomp.bases import BASES, Base, get_base
+from loracomp.errors import BaseMismatchError, FormatError, UsageError
+from loracomp.fusion import METHODS, Program
+from loracomp.library import open_adapter
+from loracomp.loading import DTYPES, SCHEDULERS, defaults, open_base
+from loracomp.pipeline import StepCallback, base_of, compose
+from loracomp.recipe import Recipe, Use
+
+Drawn = list[tuple[Any, Recipe]]
+
+
+def plan(prompt: str, base: str = "glyph", **choices: Any) -> Recipe:
+    """A recipe with the base's defaults where ``choices`` holds None.
+
+    Raises:
+        UnknownNameError: No such method or scheduler.
+    """
+    row = BASES.get(base)
+    known = defaults(base, row) if row else {}
+    side = row.resolution if row else 0
+    known |= {"width": side, "height": side}
+    recipe = Recipe(prompt, base=base, **known | {k: v for k, v in choices.items() if v is not None})
+    METHODS.entry(recipe.method)
+    if recipe.scheduler:
+        SCHEDULERS.entry(recipe.scheduler)
+    return _checked(recipe)
+
+
+def draw(
+    recipe: Recipe,
+    *,
+    pipe: Any = None,
+    offload: str = "none",
+    on_step: StepCallback | None = None,
+) -> Drawn:
+    """The images of a recipe, each with the recipe that repeats it.
+
+    Args:
+        recipe: What to draw; a ``device`` or ``dtype`` of ``auto`` is settled here.
+        pipe: A pipeline of the recipe's base that is open already.
+        offload: See :func:`loracomp.loading.open_base`.
+        on_step: Called with (steps done, steps in all).
+
+    Raises:
+        BaseMismatchError: An adapter was made for another base.
+        FormatError: An adapter is not the one that the recipe was drawn with.
+        ResourceError: The base is missing.
+    """
+    adapters = [open_adapter(use.source) for use in recipe.uses]
+    uses = tuple(_same(use, adapter) for use, adapter in zip(recipe.uses, adapters, strict=True))
+    _fits_base(recipe, adapters)
+    if pipe is None:
+        pipe = open_base(
+            recipe.base,
+            dtype=recipe.dtype,
+            device=recipe.device,
+            offload=offload,
+            scheduler=recipe.scheduler or None,
+        )
+    recipe = _settled(replace(recipe, uses=uses), pipe)
+    images = compose(
+        pipe,
+        recipe.prompt,
+        adapters,
+        Program(recipe.method, tuple(use.weight for use in uses), recipe.options),
+        seed=recipe.seed,
+        batch=recipe.batch,
+        on_step=on_step,
+        **_settings(recipe, pipe),
+    )
+    return [(image, replace(recipe, index=index)) for index, image in enumerate(images)]
+
+
+def redraw(recipe: Recipe, **choices: Any) -> Drawn:
+    """The one image that ``recipe`` describes, drawn in the batch that it came from."""
+    return [draw(recipe, **choices)[recipe.index]]
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    limits = {"steps": (1, 1000), "batch": (1, 256), "guidance": (0, 100), "guidance_rescale": (0, 1)}
+    for name, (low, high) in limits.items():
+        value = getattr(recipe, name)
+        if not low <= value <= high:
+            raise UsageError(f"--{name.replace('_', '-')} {value:g} is outside {low} … {high}")
+    for name in ("width", "height"):
+        value = getattr(recipe, name)
+        if value < 0 or value % 8 or value > 8192:
+            raise UsageError(f"--size: {name} {value} is not a multiple of 8 between 8 and 8192")
+    return recipe
+
+
+def _same(use: Use, adapter: Adapter) -> Use:
+    """The use with the adapter's name and hashes; refuses another adapter than the recipe's."""
+    if use.digest and use.digest != adapter.digest:
+        raise FormatError(
+            f"{use.source}: not the adapter this image was drawn with "
+            f"(content {adapter.digest[:12]}, recipe {use.digest[:12]}); find the original file"
+        )
+    short = adapter.metadata.get("sshs_model_hash", "")[:12]
+    return replace(use, name=use.name or adapter.name, digest=adapter.digest, hash=short)
+
+
+def _fits_base(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
+    """Refuses an adapter of another known base before anything large is opened."""
+    if recipe.base not in BASES:
+        return
+    here = get_base(recipe.base)
+    for adapter in adapters:
+        if adapter.base != here.name:
+            there = BASES[adapter.base].title if adapter.base in BASES else adapter.base
+            raise BaseMismatchError(adapter.name, there, here.title)
+
+
+def _settled(recipe: Recipe, pipe: Any) -> Recipe:
+    """The recipe with everything that was left to the pipeline filled in."""
+    import diffusers
+    import torch
+
+    import loracomp
+
+    row: Base | None = BASES.get(recipe.base) or BASES.get(base_of(pipe))
+    side = row.resolution if row else pipe.vae_scale_factor * pipe.default_sample_size
+    names = {value: key for key, value in DTYPES.items()}
+    return replace(
+        recipe,
+        width=recipe.width or side,
+        height=recipe.height or side,
+        dtype=names.get(pipe.dtype, recipe.dtype),
+        device=getattr(pipe, "_execution_device", pipe.device).type,
+        versions={
+            "loracomp": loracomp.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+    )
+
+
+def _settings(recipe: Recipe, pipe: Any) -> dict[str, Any]:
+    """Arguments of the pipeline's call; what it cannot do is an error, never dropped in silence."""
+    values: dict[str, Any] = {
+        "num_inference_steps": recipe.steps,
+        "guidance_scale": recipe.guidance,
+        "width": recipe.width,
+        "height": recipe.height,
+    }
+    if recipe.negative:
+        values["negative_prompt"] = recipe.negative
+    if recipe.guidance_rescale:
+        values["guidance_rescale"] = recipe.guidance_rescale
+    known = signature(type(pipe).__call__).parameters
+    for name in values:
+        if name not in known:
+            flag = {"negative_prompt": "negative"}.get(name, name).replace("_", "-")
+            raise UsageError(f"--{flag}: {type(pipe).__name__} does not take it; leave it out")
+    return values

@@ -1,0 +1,85 @@
+"""Adapters by name: the ones that ship with the package, and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from loracomp.adapter import Adapter
+from loracomp.errors import FormatError, UnknownNameError
+
+SHIPPED = Path(__file__).parent / "assets" / "adapters"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a gallery shows of a shipped adapter.
+
+    Attributes:
+        name: What users type.
+        kind: ``style`` or ``subject``.
+        base: Base it was made for.
+        trigger: Words that call it.
+        file: The adapter.
+        thumbnail: A picture of what it does, 256 px.
+    """
+
+    name: str
+    kind: str
+    base: str
+    trigger: str
+    file: Path
+    thumbnail: Path
+
+
+@cache
+def manifest() -> dict[str, Any]:
+    """What each shipped adapter was trained on, by name."""
+    path = SHIPPED / "manifest.json"
+    return dict(json.loads(path.read_text())["adapters"]) if path.is_file() else {}
+
+
+def cards() -> Iterator[Card]:
+    """The shipped adapters, by name."""
+    for name, entry in sorted(manifest().items()):
+        yield Card(
+            name,
+            entry["kind"],
+            entry["base"],
+            entry["trigger"],
+            SHIPPED / f"{name}.safetensors",
+            SHIPPED / f"{name}.png",
+        )
+
+
+def find(source: str) -> Path:
+    """The file behind a shipped name or a path.
+
+    Raises:
+        UnknownNameError: Neither; names near it are suggested.
+        FormatError: A path with a file's ending, or a folder part, that does not exist.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if source in manifest():
+        return SHIPPED / f"{source}.safetensors"
+    if path.is_dir():
+        raise FormatError(f"{source}: a folder; name one of the files in it")
+    if path.suffix or len(path.parts) > 1:
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1, cutoff=0.6)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
+        raise FormatError(f"{source}: no such file; {hint}")
+    raise UnknownNameError("adapter", source, manifest())
+
+
+def open_adapter(source: str, base: str | None = None) -> Adapter:
+    """The adapter behind a shipped name or a file; see :func:`find` and ``formats.load``."""
+    from loracomp.formats import load
+
+    return load(find(source), base=base)
