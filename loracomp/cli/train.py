@@ -15,7 +15,7 @@ from loracomp.cli.screen import Json, emit_json
 
 if TYPE_CHECKING:
     from loracomp.training.loop import Report
-    from loracomp.training.run import Trained
+    from loracomp.training.session import Trained
     from loracomp.training.survey import Survey
 
 app = typer.Typer(help="Train an adapter on a folder of captioned pictures.", no_args_is_help=True)
@@ -40,7 +40,8 @@ def run(
     precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; see `train settings`.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting; see `train settings`."),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
