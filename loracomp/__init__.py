@@ -22,6 +22,7 @@ _HOMES = {
     "compose": "loracomp.pipeline",
     "detach": "loracomp.pipeline",
     "load": "loracomp.formats",
+    "open_adapter": "loracomp.library",
     "open_base": "loracomp.loading",
     "save": "loracomp.formats",
 }
@@ -39,6 +40,7 @@ __all__ = [
     "compose",
     "detach",
     "load",
+    "open_adapter",
     "open_base",
     "save",
 ]
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from loracomp.errors import LoracompError
     from loracomp.formats import load, save
     from loracomp.fusion import Program
+    from loracomp.library import open_adapter
     from loracomp.loading import open_base
     from loracomp.lowrank import LowRank
     from loracomp.pipeline import attach, compose, detach

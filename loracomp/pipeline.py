@@ -86,9 +86,15 @@ def layers_of(pipe: Any) -> dict[str, nn.Module]:
     }
 
 
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """Shape of a linear or convolution layer's weight."""
+    weight: Any = layer.weight
+    return tuple(weight.shape)
+
+
 def base_of(pipe: Any) -> str:
     """Name of the base that the pipeline's layers belong to, or its class name for an unknown one."""
-    shapes = {path: tuple(layer.weight.shape) for path, layer in layers_of(pipe).items()}
+    shapes = {path: weight_shape(layer) for path, layer in layers_of(pipe).items()}
     name = max(BASES, key=lambda base: fit(shapes, base))
     return name if fit(shapes, name) > 0.9 else type(pipe).__name__
 
@@ -228,7 +234,7 @@ def _places(pipe: Any, adapters: Sequence[Adapter]) -> Places:
             if module is None:
                 raise _mismatch(pipe, adapter, f"the base has no layer {path}")
             try:
-                fitted = reshape(update, tuple(module.weight.shape))  # type: ignore[arg-type]
+                fitted = reshape(update, weight_shape(module))
             except ValueError as error:
                 raise _mismatch(pipe, adapter, f"{path}: {error}") from error
             places.setdefault(path, (module, []))[1].append((index, fitted))

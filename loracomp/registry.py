@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from loracomp.errors import UnknownNameError
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Registry(Mapping[str, T]):
         self.group = group
         self._entries: dict[str, Entry[T]] = {}
 
-    def register(self, name: str, *, summary: str, paper: str = "") -> Callable[[T], T]:
+    def register(self, name: str, *, summary: str, paper: str = "") -> Callable[[Item], Item]:
         """Decorator that files an object under ``name``.
 
         Args:
@@ -47,10 +48,10 @@ class Registry(Mapping[str, T]):
             ValueError: The name is taken.
         """
 
-        def add(item: T) -> T:
+        def add(item: Item) -> Item:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is already registered")
-            self._entries[name] = Entry(name, item, summary, paper)
+            self._entries[name] = Entry(name, cast("T", item), summary, paper)
             return item
 
         return add

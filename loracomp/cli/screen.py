@@ -41,8 +41,11 @@ def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    console.print(table)
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 200, highlight=False)
+    with console.capture() as text:
+        console.print(table)
+    typer.echo(text.get() if terminal else "\n".join(map(str.rstrip, text.get().splitlines())))
 
 
 @contextmanager

@@ -90,7 +90,7 @@ class GateHook(ModelHook):
         self, module: nn.Module, *args: Any, **kwargs: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Sets this step's gates and repeats the batch once per branch."""
-        sample: Tensor = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        sample: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         table = self._current_table(sample.device)
         step = self._step(timestep)
@@ -164,7 +164,7 @@ def installed(denoiser: nn.Module) -> GateHook | None:
 
 def remove(denoiser: nn.Module, hook: GateHook) -> None:
     """Takes the hook off, and with the last hook the registry that diffusers made for it."""
-    registry = denoiser._diffusers_hook
+    registry: Any = denoiser._diffusers_hook
     registry.remove_hook(NAME, recurse=False)
     if not registry.hooks:
         del denoiser._diffusers_hook

@@ -8,9 +8,9 @@ and read back. Nothing here knows about models.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,11 +38,8 @@ class GateTable:
         return self.gates.shape[1]
 
 
-class Method(Protocol):
-    """A composition method: weights of shape (adapters,) and a step count to a gate table."""
-
-    def __call__(self, weights: Tensor, steps: int, **options: Any) -> GateTable: ...
-
+Method = Callable[..., GateTable]
+"""Weights of shape (adapters,), a step count and keyword options to a gate table."""
 
 METHODS: Registry[Method] = Registry("method", group="loracomp.methods")
 

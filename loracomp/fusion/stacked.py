@@ -43,14 +43,13 @@ class StackedUpdate(nn.Module):
     def __init__(self, layers: Sequence[tuple[int, LowRank]], module: nn.Module) -> None:
         super().__init__()
         weight: Tensor = module.weight  # type: ignore[assignment]
-        place = {"device": weight.device, "dtype": _compute_dtype(weight)}
-        shape = tuple(weight.shape)
-        updates = [(index, reshape(layer, shape)) for index, layer in layers]
-        self.register_buffer("down", torch.cat([u.down.to(**place) for _, u in updates]), persistent=False)
-        self.register_buffer("up", torch.cat([u.up.to(**place) for _, u in updates], dim=1), persistent=False)
+        shape, device, dtype = tuple(weight.shape), weight.device, _compute_dtype(weight)
+        updates = [(index, reshape(layer, shape).to(device, dtype)) for index, layer in layers]
+        self.register_buffer("down", torch.cat([u.down for _, u in updates]), persistent=False)
+        self.register_buffer("up", torch.cat([u.up for _, u in updates], dim=1), persistent=False)
         self.owner = torch.cat([torch.full((u.rank,), index) for index, u in updates])
         self.scale = torch.cat([torch.full((u.rank,), u.scale) for _, u in updates])
-        self.gate = torch.zeros(1, self.rank, **place)
+        self.gate = torch.zeros(1, self.rank, device=device, dtype=dtype)
         self.convolution = _convolution_arguments(module) if self.down.ndim == 4 else None
         self.handle = self._serve(module)
 
