@@ -1,0 +1,58 @@
+"""Hashes by which the community names a LoRA file.
+
+AutoV2 is the start of the SHA-256 of the whole file; AutoV3 that of the tensor bytes alone, so it
+survives edits of the header. Legacy is the old web-UI hash of 64 KiB at 1 MiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+
+from loracomp.formats.gate import DEFAULT_LIMITS, Limits
+from loracomp.formats.source import Source
+
+_CHUNK = 1 << 20
+_LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
+
+
+def hashes(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> dict[str, str]:
+    """Hashes of a LoRA file: ``sha256``, ``autov2``, ``autov3`` and ``sshs_model_hash``.
+
+    ``sshs_model_hash`` is recomputed from the tensors, whatever the header claims. One pass.
+
+    Raises:
+        FormatError: The gate refuses the file.
+    """
+    with Source(path, limits) as source:
+        return source_hashes(source)
+
+
+def source_hashes(source: Source) -> dict[str, str]:
+    """The same for an open file."""
+    whole, tensors = hashlib.sha256(), hashlib.sha256()
+    whole.update(source.front())
+    data = source.data()
+    for start in range(0, len(data), _CHUNK):
+        whole.update(data[start : start + _CHUNK])
+        tensors.update(data[start : start + _CHUNK])
+    return named_hashes(whole.hexdigest(), tensors.hexdigest())
+
+
+def named_hashes(whole: str, tensors: str) -> dict[str, str]:
+    """The hashes by name, from the SHA-256 of the file and of its tensor bytes (hexadecimal)."""
+    return {"sha256": whole, "autov2": whole[:10], "autov3": tensors[:12], "sshs_model_hash": tensors}
+
+
+def legacy_hash(chunks: Iterable[bytes]) -> str:
+    """The old web UI's hash of a file given as chunks: 8 hexadecimal digits."""
+    state, position, end = hashlib.sha256(), 0, _LEGACY_START + _LEGACY_BYTES
+    for chunk in chunks:
+        low, high = max(_LEGACY_START - position, 0), end - position
+        if low < len(chunk) and high > 0:
+            state.update(chunk[low:high])
+        position += len(chunk)
+        if position >= end:
+            break
+    return state.hexdigest()[:8]

@@ -1,0 +1,205 @@
+"""Which base, dialect and layers a file belongs to, told from its tensor table alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from loracomp.bases import BASES
+from loracomp.errors import BaseMismatchError, FormatError
+from loracomp.formats.algebra import ALGEBRAS, find
+from loracomp.formats.gate import printable
+from loracomp.formats.keys import Key, group
+from loracomp.formats.names import CUSTOM, Layout, Named, every_name, layout
+from loracomp.formats.native import Module, Table
+from loracomp.formats.source import Source
+
+
+@dataclass(frozen=True)
+class Found:
+    """A module of a file that has a place in the base.
+
+    Attributes:
+        name: The module's name in the file.
+        keys: Its tensors' names by role.
+        algebra: Name of its algebra.
+        module: The layers it stands for.
+        dialect: Dialect of its name.
+        rank: Number by which its alpha is divided.
+    """
+
+    name: str
+    keys: Mapping[str, str]
+    algebra: str
+    module: Module
+    dialect: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a file fits a base.
+
+    Attributes:
+        place: The base's layout.
+        found: Modules that have a place.
+        unmatched: Why a tensor has none, by tensor name.
+        dialect: The commonest dialect of the names.
+        scores: Share of the file's modules, in [0, 1], that each base has under name and shape.
+        modules: Number of modules in the file.
+    """
+
+    place: Layout
+    found: tuple[Found, ...]
+    unmatched: Mapping[str, str]
+    dialect: str
+    scores: Mapping[str, float]
+    modules: int
+
+    @property
+    def confidence(self) -> float:
+        """How sure the base is, in [0, 1]: the share that fits, less a doubt that halves with each module
+        by which it beats the next base (one half where another base fits as well)."""
+        mine = self.scores[self.place.base]
+        other = max((s for name, s in self.scores.items() if name != self.place.base), default=0.0)
+        return mine * (1 - 0.5 ** (1 + (mine - other) * self.modules))
+
+
+def match(source: Source, base: str | None = None, modules: Table | None = None) -> Match:
+    """The base, dialect and layers of a file.
+
+    Args:
+        source: The open file.
+        base: The base it must be for; None to recognise it.
+        modules: A table of layers to use instead of the known bases' (``base`` then names it).
+
+    Raises:
+        BaseMismatchError: The file fits another base than the one asked for.
+        FormatError: It fits no base at all, or holds no LoRA.
+        UnknownNameError: No such base.
+    """
+    places = _places(base, modules)
+    modules_there, unknown = _modules(source)
+    if not modules_there:
+        raise FormatError(f"{source.label}: {_no_lora(source)}")
+    tables = {place.base: every_name(place) for place in places}
+    scores = {name: _score(modules_there, table) for name, table in tables.items()}
+    best = _choose(scores, source.metadata)
+    chosen = places[0].base if base is not None or modules is not None else best
+    if scores[chosen] < scores[best] or scores[chosen] == 0:
+        raise _misfit(source, scores, best, base, modules_there[0].name)
+    place = next(p for p in places if p.base == chosen)
+    return _matched(place, tables[chosen], modules_there, unknown, scores)
+
+
+def _places(base: str | None, modules: Table | None) -> list[Layout]:
+    """The layouts to try, the one asked for first."""
+    if modules is not None:
+        return [layout(base or CUSTOM, modules)]
+    asked = [layout(base)] if base is not None else []
+    return asked + [layout(name) for name in BASES if name != base]
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module of the file: its tensors by role, and what its algebra makes of their shapes."""
+
+    name: str
+    keys: Mapping[str, Key]
+    algebra: str
+    size: tuple[int, int] | None
+    rank: int
+
+    def fits(self, module: Module) -> bool:
+        return self.size == (module.shape[0], prod(module.shape[1:]))
+
+
+def _modules(source: Source) -> tuple[list[_Module], list[str]]:
+    groups, unknown = group(source.tensors)
+    there = []
+    for name, keys in groups.items():
+        kind = find(frozenset(keys))
+        shapes = {role: source.tensors[key.text].shape for role, key in keys.items()}
+        size = kind[1].size(shapes) if kind else None
+        rank = kind[1].rank(shapes) if kind and size else 0
+        there.append(_Module(name, keys, kind[0] if kind else "", size, rank))
+    return there, unknown
+
+
+def _no_lora(source: Source) -> str:
+    first = printable(next(iter(source.tensors)))
+    return f"holds no LoRA tensors (the first is {first!r}); it may be a whole checkpoint, give a LoRA file"
+
+
+def _score(there: list[_Module], names: Mapping[str, Named]) -> float:
+    """Share of the modules that the base has under their name and with their shape."""
+    hits = (module.name in names and module.fits(names[module.name].module) for module in there)
+    return sum(hits) / len(there)
+
+
+def _choose(scores: Mapping[str, float], metadata: Mapping[str, str]) -> str:
+    """The base with the highest score; ties go to the one that the metadata name, then to the first row."""
+    top = max(scores.values())
+    tied = [name for name, score in scores.items() if score == top]
+    architecture = metadata.get("modelspec.architecture", "").split("/")[0]
+    version = metadata.get("ss_base_model_version", "")
+    for name in tied:
+        row = BASES.get(name)
+        if row and (architecture == row.architecture or version == row.kohya_version):
+            return name
+    return tied[0]
+
+
+def _misfit(
+    source: Source, scores: Mapping[str, float], best: str, base: str | None, example: str
+) -> FormatError:
+    if base is not None:
+        made_for = best if scores[best] > 0 else "an unknown base"
+        why = f"{scores[best]:.0%} of its modules fit" if scores[best] > 0 else "no module fits"
+        return BaseMismatchError(source.label, made_for, base, why)
+    return FormatError(
+        f"{source.label}: fits none of the bases {', '.join(scores)} "
+        f"(it has the module {printable(example)!r}); use a LoRA made for one of them"
+    )
+
+
+def _matched(
+    place: Layout,
+    names: Mapping[str, Named],
+    there: list[_Module],
+    unknown: list[str],
+    scores: Mapping[str, float],
+) -> Match:
+    found: list[Found] = []
+    unmatched = dict.fromkeys(unknown, "unknown kind of tensor")
+    for module in there:
+        named = names.get(module.name)
+        reason = _refusal(module, named, place.base)
+        if reason or named is None:
+            unmatched |= {key.text: reason for key in module.keys.values()}
+            continue
+        keys = {role: key.text for role, key in module.keys.items()}
+        extra = keys.keys() - ALGEBRAS[module.algebra].needs - {"alpha"}
+        unmatched |= {keys[role]: f"no part of the algebra {module.algebra}" for role in sorted(extra)}
+        dialect = _dialect(named.dialect, module.keys)
+        used = {role: key for role, key in keys.items() if role not in extra}
+        found.append(Found(module.name, used, module.algebra, named.module, dialect, module.rank))
+    commonest = Counter(item.dialect for item in found).most_common(1)[0][0]
+    return Match(place, tuple(found), unmatched, commonest, scores, len(there))
+
+
+def _refusal(module: _Module, named: Named | None, base: str) -> str:
+    if named is None:
+        return f"no such module in {base}"
+    if not module.algebra:
+        return f"incomplete: {', '.join(sorted(module.keys))} alone make no update"
+    if not module.fits(named.module):
+        return f"its shape does not fit {base}'s {named.module.pieces[0].path}"
+    return ""
+
+
+def _dialect(name: str, keys: Mapping[str, Key]) -> str:
+    old = any(key.style == "old" for key in keys.values())
+    return "diffusers-old" if name == "diffusers" and old else name
