@@ -97,7 +97,8 @@ def measure(kind: str, device: str, rank: int, rounds: int) -> dict[str, Any]:
     place = {"device": device, "dtype": torch.bfloat16 if device == "cuda" else torch.float32}
     base = BUILDERS[kind]()["unet"].to(**place).eval().requires_grad_(False)
     channels, side, width, tokens = INPUTS[kind]
-    inputs = (torch.randn(2, channels, side, side, **place), torch.tensor(500), torch.randn(2, tokens, width, **place))
+    noise = torch.randn(2, channels, side, side, **place)
+    inputs = (noise, torch.tensor(500), torch.randn(2, tokens, width, **place))
     rows = []
     for count in COUNTS:
         chosen = adapters(base, get_base(kind).targets, count, rank)

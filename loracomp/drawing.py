@@ -8,12 +8,12 @@ from inspect import signature
 from typing import Any
 
 from loracomp.adapter import Adapter
-from loracomp.bases import BASES, Base, get_base
+from loracomp.bases import BASES, get_base
 from loracomp.errors import BaseMismatchError, FormatError, UsageError
 from loracomp.fusion import METHODS, Program
 from loracomp.library import open_adapter
 from loracomp.loading import DTYPES, SCHEDULERS, defaults, open_base
-from loracomp.pipeline import StepCallback, base_of, compose
+from loracomp.pipeline import StepCallback, base_of, compose, denoiser_of
 from loracomp.recipe import Recipe, Use
 
 Drawn = list[tuple[Any, Recipe]]
@@ -128,8 +128,9 @@ def _settled(recipe: Recipe, pipe: Any) -> Recipe:
 
     import loracomp
 
-    row: Base | None = BASES.get(recipe.base) or BASES.get(base_of(pipe))
-    side = row.resolution if row else pipe.vae_scale_factor * pipe.default_sample_size
+    row = BASES.get(recipe.base) or BASES.get(base_of(pipe))
+    denoiser: Any = denoiser_of(pipe)[1]
+    side = row.resolution if row else pipe.vae_scale_factor * denoiser.config.sample_size
     names = {value: key for key, value in DTYPES.items()}
     return replace(
         recipe,
