@@ -56,6 +56,7 @@ def draw(
         FormatError: An adapter is not the one that the recipe was drawn with.
         ResourceError: The base is missing.
     """
+    _checked(recipe)
     adapters = [open_adapter(use.source) for use in recipe.uses]
     uses = tuple(_same(use, adapter) for use, adapter in zip(recipe.uses, adapters, strict=True))
     _fits_base(recipe, adapters)
@@ -87,11 +88,18 @@ def redraw(recipe: Recipe, **choices: Any) -> Drawn:
 
 
 def _checked(recipe: Recipe) -> Recipe:
-    limits = {"steps": (1, 1000), "batch": (1, 256), "guidance": (0, 100), "guidance_rescale": (0, 1)}
+    limits = {
+        "steps": (1, 1000),
+        "batch": (1, 256),
+        "index": (0, recipe.batch - 1),
+        "guidance": (0, 100),
+        "guidance_rescale": (0, 1),
+        "seed": (0, 2**63 - 257),
+    }
     for name, (low, high) in limits.items():
         value = getattr(recipe, name)
         if not low <= value <= high:
-            raise UsageError(f"--{name.replace('_', '-')} {value:g} is outside {low} … {high}")
+            raise UsageError(f"--{name.replace('_', '-')} {value} is outside {low} … {high}")
     for name in ("width", "height"):
         value = getattr(recipe, name)
         if value < 0 or value % 8 or value > 8192:

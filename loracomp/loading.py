@@ -120,7 +120,8 @@ def _from_folder(loader: Any, source: str, dtype: torch.dtype) -> Any:
     has_checker = not index.is_file() or "safety_checker" in index.read_text()
     extra = {"safety_checker": None} if has_checker and "/" in source else {}
     try:
-        return loader.from_pretrained(source, torch_dtype=dtype, **extra)
+        # Weights in pickle form would run code; without safetensors a folder is refused.
+        return loader.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **extra)
     except (OSError, ValueError, KeyError) as error:
         line = str(error).strip().splitlines()[0]
         if Path(source).is_dir():

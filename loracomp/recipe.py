@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,19 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """The recipe that :meth:`to_json` wrote; raises :class:`FormatError` for anything else."""
+        from pydantic import TypeAdapter, ValidationError
+
+        known = {field.name for field in fields(cls)}
         try:
             values = json.loads(text)
-            uses = tuple(Use(**use) for use in values.pop("uses"))
-            return cls(uses=uses, **values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if extra := sorted(set(values) - known):
+                raise FormatError(f"a recipe of a newer loracomp: {extra[0]!r} is not known here; update")
+            return TypeAdapter(cls).validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise FormatError(f"not a recipe of loracomp: {where}: {first['msg']}") from error
+        except (ValueError, TypeError, RecursionError) as error:
             raise FormatError(f"not a recipe of loracomp: {error}") from error
 
     def infotext(self) -> str:

@@ -159,6 +159,7 @@ def test_bad_files_get_one_line(loracomp: Run, tmp_path: Path, how: str, says: s
         (["a cat", "--size", "wide"], 2, "write WIDTHxHEIGHT"),
         (["a cat", "--size", "100x30"], 2, "multiple of 8"),
         (["a cat", "--steps", "0"], 2, "--steps 0 is outside"),
+        (["a cat", "--seed", str(2**70)], 2, "--seed"),
         (["a cat", "--device", "toaster"], 2, "toaster"),
         (["a cat", "--dtype", "fp7"], 2, "unknown dtype"),
         (["a cat", "--out", "no/such/folder/a.png"], 2, "does not exist"),
