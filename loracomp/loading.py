@@ -123,11 +123,11 @@ def _from_folder(loader: Any, source: str, dtype: torch.dtype) -> Any:
         # Weights in pickle form would run code; without safetensors a folder is refused.
         return loader.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **extra)
     except (OSError, ValueError, KeyError) as error:
-        line = str(error).strip().splitlines()[0]
         if Path(source).is_dir():
+            line = str(error).strip().splitlines()[0]
             raise FormatError(f"{source}: not a usable diffusers folder: {line}") from error
         raise ResourceError(
-            f"{source}: not in the local cache and the hub cannot be reached ({line}); "
+            f"{source}: not in the local cache, and the hub has no such model or cannot be reached; "
             "download it once, or use --base glyph"
         ) from error
 

@@ -155,7 +155,7 @@ def test_bad_files_get_one_line(loracomp: Run, tmp_path: Path, how: str, says: s
         (["a cat", "--lora", "mono", "--option", "wobble=3"], 2, "wobble"),
         (["a cat", "--option", "period"], 2, "write NAME=VALUE"),
         (["a cat", "--base", "no-such-base"], 5, "no such base"),
-        (["a cat", "--base", "nobody/nothing-here"], 5, "hub cannot be reached"),
+        (["a cat", "--base", "nobody/nothing-here"], 5, "not in the local cache"),
         (["a cat", "--size", "wide"], 2, "write WIDTHxHEIGHT"),
         (["a cat", "--size", "100x30"], 2, "multiple of 8"),
         (["a cat", "--steps", "0"], 2, "--steps 0 is outside"),
