@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from loracomp.bases import classic_path
 from loracomp.errors import TrainingError, UsageError
 from loracomp.lowrank import LowRank
+from loracomp.pipeline import denoiser_of
 from loracomp.training.order import generator_for
-from loracomp.training.wiring import denoiser_name
 
 ADAPTER = "trained"
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -91,9 +91,9 @@ def inject(
         UsageError: No module of the denoiser has one of the suffixes.
     """
     _freeze(pipe)
-    name = denoiser_name(pipe)
-    layers = {f"{name}.{p}": m for p, m in _inject(getattr(pipe, name), rank, alpha, targets).items()}
-    models = [getattr(pipe, name)]
+    name, denoiser = denoiser_of(pipe)
+    layers = {f"{name}.{path}": layer for path, layer in _inject(denoiser, rank, alpha, targets).items()}
+    models = [denoiser]
     for encoder in text_encoders:
         model = getattr(pipe, encoder)
         if any(path.endswith("q_proj") for path, _ in model.named_modules()):

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loracomp.pipeline import denoiser_of
 from loracomp.training import losses
 from loracomp.training.cache import Encoded
 from loracomp.training.order import Draw
-from loracomp.training.wiring import States, denoiser_name, encode_captions, prediction_of, wiring_of
+from loracomp.training.wiring import States, encode_captions, prediction_of, wiring_of
 
 
 @dataclass(eq=False)
@@ -35,7 +36,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.pipe.device)
-        self.model = getattr(self.pipe, denoiser_name(self.pipe))
+        self.model: Any = denoiser_of(self.pipe)[1]
         self.wiring = wiring_of(self.pipe)
         self.prediction = prediction_of(self.pipe)
         self.latents = self.data.latents.to(self.device)

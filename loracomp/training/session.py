@@ -14,6 +14,7 @@ from loracomp.adapter import Adapter
 from loracomp.bases import Base, fit
 from loracomp.errors import TrainingError
 from loracomp.loading import defaults
+from loracomp.pipeline import denoiser_of
 from loracomp.training import checkpoint, samples
 from loracomp.training.cache import default_cache, encode, fingerprint
 from loracomp.training.config import TrainConfig
@@ -24,7 +25,7 @@ from loracomp.training.interrupt import InterruptedRunError
 from loracomp.training.loop import Loop, Report
 from loracomp.training.objective import Objective
 from loracomp.training.survey import describe
-from loracomp.training.wiring import denoiser_name, layer_shapes, prediction_of
+from loracomp.training.wiring import layer_shapes, prediction_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -113,7 +114,7 @@ class Session:
         self.config = complete(config, row)
         self.autocast = autocast
         self.shapes = layer_shapes(pipe)
-        base = fingerprint(getattr(pipe, denoiser_name(pipe)))
+        base = fingerprint(denoiser_of(pipe)[1])
         if begun.base not in ("", base):
             raise TrainingError(f"{config.base}: not the weights that the run began with; start the run anew")
         self.begun = replace(begun, base=base, config=self.config.dump())
@@ -172,7 +173,8 @@ class Session:
             seed=config.seed,
         )
         if config.gradient_checkpointing:
-            getattr(self.pipe, denoiser_name(self.pipe)).enable_gradient_checkpointing()
+            denoiser: Any = denoiser_of(self.pipe)[1]
+            denoiser.enable_gradient_checkpointing()
         return injected
 
     def _loop(self, objective: Objective, injected: Injected, stop: Callable[[], bool]) -> Loop:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from loracomp.bases import BASES, Base, Prediction, classic_path, fit
+from loracomp.bases import BASES, Base, Prediction, fit
+from loracomp.pipeline import denoiser_of, layers_of, weight_shape
 
 States = Mapping[str, Tensor]
 
@@ -114,14 +115,9 @@ def patch_positions(rows: int, columns: int) -> Tensor:
     return ids.reshape(-1, 3)
 
 
-def denoiser_name(pipe: Any) -> str:
-    """The attribute of the pipeline that holds its denoiser."""
-    return "unet" if getattr(pipe, "unet", None) is not None else "transformer"
-
-
 def wiring_of(pipe: Any) -> Wiring:
     """How the pipeline's denoiser is wired."""
-    if denoiser_name(pipe) == "unet":
+    if denoiser_of(pipe)[0] == "unet":
         return UNetWiring()
     return PackedWiring() if hasattr(pipe, "_pack_latents") else JointWiring()
 
@@ -134,15 +130,8 @@ def prediction_of(pipe: Any) -> Prediction:
 
 
 def layer_shapes(pipe: Any) -> dict[str, tuple[int, ...]]:
-    """Weight shapes of the linear and convolution layers of denoiser and text encoders, by classic path."""
-    parts = {denoiser_name(pipe)} | {name for row in BASES.values() for name in row.text_encoders}
-    return {
-        classic_path(f"{part}.{path}"): tuple(module.weight.shape)
-        for part in sorted(parts)
-        if isinstance(getattr(pipe, part, None), nn.Module)
-        for path, module in getattr(pipe, part).named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
+    """Weight shapes of the layers that an adapter of this pipeline may change, by classic path."""
+    return {path: weight_shape(layer) for path, layer in layers_of(pipe).items()}
 
 
 def row_of(pipe: Any) -> Base:

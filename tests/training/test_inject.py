@@ -9,8 +9,9 @@ import torch
 from tiny import layer_table, run
 
 from loracomp.errors import TrainingError, UsageError
+from loracomp.pipeline import denoiser_of
 from loracomp.training.inject import check_learned, inject
-from loracomp.training.wiring import denoiser_name, layer_shapes, row_of
+from loracomp.training.wiring import layer_shapes, row_of
 
 
 def _inject(pipe: Any, **changes: Any) -> Any:
@@ -26,7 +27,7 @@ def _inject(pipe: Any, **changes: Any) -> Any:
 
 def test_fresh_layers_change_nothing_and_removal_restores_every_module(pipe: Any) -> None:
     before = run(pipe)
-    modules = {name: type(module) for name, module in getattr(pipe, denoiser_name(pipe)).named_modules()}
+    modules = {name: type(module) for name, module in denoiser_of(pipe)[1].named_modules()}
     injected = _inject(pipe)
     torch.testing.assert_close(run(pipe), before, atol=1e-5, rtol=1e-5)
     for name, tensor in injected.tensors.items():
@@ -37,7 +38,7 @@ def test_fresh_layers_change_nothing_and_removal_restores_every_module(pipe: Any
         assert torch.equal(run(pipe), before)
     injected.remove()
     assert torch.equal(run(pipe), before)
-    after = {name: type(module) for name, module in getattr(pipe, denoiser_name(pipe)).named_modules()}
+    after = {name: type(module) for name, module in denoiser_of(pipe)[1].named_modules()}
     assert after == modules
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from loracomp.pipeline import denoiser_of
 from loracomp.training.cache import encode, fingerprint
 from loracomp.training.dataset import read_dataset
 from loracomp.training.objective import Objective
 from loracomp.training.order import Chances, draw
 from loracomp.training.wiring import (
-    denoiser_name,
     encode_captions,
     pack,
     patch_positions,
@@ -40,7 +40,7 @@ def _tensors(call: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def test_arguments_are_those_of_the_pipeline(pipe: Any) -> None:
-    model = getattr(pipe, denoiser_name(pipe))
+    model = denoiser_of(pipe)[1]
     ear = Ear(model)
     pipe("a circle", guidance_scale=1.0, num_inference_steps=2, height=32, width=32, output_type="latent")
     theirs = _tensors(ear.calls[0])

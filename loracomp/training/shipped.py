@@ -1,0 +1,190 @@
+"""Trains the adapters that ship with the package: the maintainer's half of ``make assets``.
+
+Run ``python -m loracomp.training.shipped --data .data --out loracomp/assets/adapters``. Every adapter
+is made by the function behind ``loracomp train run``, on one open base; its ``manifest.json`` entry
+holds the command that does the same alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loracomp.errors import LoracompError, TrainingError, UnknownNameError
+from loracomp.training.config import TrainConfig, make_config
+from loracomp.training.presets import Kind
+
+BASE = "glyph"
+LARGEST = 700_000
+"""Bytes that one shipped adapter may take."""
+
+PICTURED = ("red apple", "rocket", "cat face", "house")
+"""Subjects that the base knows, for the thumbnails of styles."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One shipped adapter.
+
+    Attributes:
+        name: Its name, and that of its data folder.
+        kind: Style or subject.
+        trigger: Words that call it; the subject's name is among them.
+    """
+
+    name: str
+    kind: Kind
+    trigger: str
+
+    def folder(self, data: Path) -> Path:
+        """Its training data under the recipe's data folder."""
+        return data / "adapters" / f"{self.kind}s" / self.name
+
+    def prompts(self) -> list[str]:
+        """What its thumbnail shows: known subjects in the style, or the subject in the base's styles."""
+        from loracomp.training.glyph.packages import ART_SETS
+
+        if self.kind == "style":
+            return [f"a {subject} emoji, {self.trigger}" for subject in PICTURED]
+        return [f"a {self.trigger} emoji, {art.phrase}" for art in ART_SETS if art.seen]
+
+
+ITEMS = (
+    Item("mono", "style", "mono style"),
+    Item("fluent", "style", "fluent style"),
+    Item("blobs", "style", "blobs style"),
+    Item("pixel", "style", "pixel style"),
+    Item("watermelon", "subject", "sks watermelon"),
+    Item("bicycle", "subject", "sks bicycle"),
+    Item("violin", "subject", "sks violin"),
+    Item("light-bulb", "subject", "sks light bulb"),
+)
+
+
+def make(data: Path, out: Path, names: Iterable[str] = (), device: str = "auto") -> dict[str, Any]:
+    """Trains shipped adapters and writes files, thumbnails and ``manifest.json``.
+
+    Args:
+        data: The recipe's data folder.
+        out: Where to write.
+        names: Which ones; all where none is named. Entries of the others are kept.
+        device: Where to train.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UnknownNameError: No such adapter ships.
+        TrainingError: Data are missing, or an adapter saw what it must not see or is too large.
+    """
+    from loracomp.loading import open_base
+
+    known = {item.name: item for item in ITEMS}
+    for name in (wanted := tuple(names) or tuple(known)):
+        if name not in known:
+            raise UnknownNameError("shipped adapter", name, known)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "manifest.json"
+    entries = json.loads(path.read_text())["adapters"] if path.is_file() else {}
+    pipe = open_base(BASE, dtype="fp32", device=device)
+    for name in wanted:
+        entries[name] = make_one(known[name], data, out, pipe)
+        path.write_text(json.dumps({"adapters": dict(sorted(entries.items()))}, indent=1) + "\n")
+    return dict(entries)
+
+
+def make_one(item: Item, data: Path, out: Path, pipe: Any) -> dict[str, Any]:
+    """Trains one adapter and draws its thumbnail; its manifest entry."""
+    from loracomp.training.progress import plain_lines
+    from loracomp.training.run import train
+
+    folder, file = item.folder(data), out / f"{item.name}.safetensors"
+    if not folder.is_dir():
+        raise TrainingError(f"{folder}: missing; run `python -m loracomp.training.glyph adapters` first")
+    config = make_config(
+        {"name": item.name, "kind": item.kind, "base": BASE, "trigger": item.trigger, "sample_count": 0}
+    )
+    trained = train(config, folder, file, pipe=pipe, report=plain_lines(sys.stderr))
+    if file.stat().st_size > LARGEST:
+        raise TrainingError(
+            f"{file}: {file.stat().st_size} bytes, more than {LARGEST}; fewer targets or ranks"
+        )
+    cells = json.loads(trained.adapter.metadata["loracomp.data"])["cells"]
+    check_cells(item.kind, cells)
+    draw_thumbnail(pipe, trained.adapter, item.prompts(), out / f"{item.name}.png")
+    return {
+        "kind": item.kind,
+        "base": BASE,
+        "trigger": item.trigger,
+        "seed": config.seed,
+        "command": command(item, config),
+        "cells": cells,
+    }
+
+
+def command(item: Item, config: TrainConfig) -> str:
+    """The command line that trains the same adapter."""
+    words = ["loracomp", "train", "run", str(item.folder(Path(".data"))), "--kind", item.kind]
+    words += ["--name", item.name, "--trigger", item.trigger, "--seed", str(config.seed)]
+    return shlex.join([*words, "--out", f"{item.name}.safetensors"])
+
+
+def check_cells(kind: Kind, cells: Iterable[Iterable[str]]) -> None:
+    """Raises :class:`TrainingError` if an adapter saw what would spoil the measurement of composition.
+
+    A subject's adapter may see it in the base's styles only; a style's adapter none of the subjects
+    that were kept from the base.
+    """
+    from loracomp.training.glyph.packages import BASE_STYLES
+    from loracomp.training.glyph.splits import unseen_subjects
+
+    pairs = [tuple(cell) for cell in cells]
+    if not pairs:
+        raise TrainingError("the training data have no manifest.json that says what they show")
+    for subject, style in pairs:
+        if kind == "subject" and style not in BASE_STYLES:
+            raise TrainingError(f"a subject adapter saw {subject} in {style}, no style of the base")
+        if kind == "style" and subject in unseen_subjects():
+            raise TrainingError(f"a style adapter saw the unseen subject {subject} in {style}")
+
+
+def draw_thumbnail(pipe: Any, adapter: Any, prompts: Iterable[str], path: Path) -> None:
+    """Four pictures by the adapter as one PNG of 256 by 256 pixels in 64 colours, below 40 kB."""
+    from loracomp.bases import get_base
+    from loracomp.loading import defaults
+    from loracomp.pipeline import compose
+    from loracomp.training.samples import grid, write_picture
+
+    own = defaults(BASE, get_base(BASE))
+    settings = {"num_inference_steps": own["steps"], "guidance_scale": own["guidance"]}
+    first, second, third, fourth = (
+        compose(pipe, prompt, [adapter], seed=1, **settings)[0] for prompt in prompts
+    )
+    sheet = grid([[first, second], [third, fourth]], cell=126)
+    write_picture(sheet.quantize(64, dither=0), path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m loracomp.training.shipped", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path(".data"), help="the recipe's data folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="may be repeated")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(arguments)
+    try:
+        made = make(args.data, args.out, args.only, args.device)
+    except LoracompError as error:
+        print(f"shipped: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(f"{args.out}: {', '.join(sorted(made))}")
+
+
+if __name__ == "__main__":
+    main()
