@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from loracomp.formats.gate import DEFAULT_LIMITS, Limits
 from loracomp.formats.source import Source
 
-_CHUNK = 1 << 20
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 
 
@@ -32,11 +31,10 @@ def hashes(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> dic
 def source_hashes(source: Source) -> dict[str, str]:
     """The same for an open file."""
     whole, tensors = hashlib.sha256(), hashlib.sha256()
-    whole.update(source.front())
-    data = source.data()
-    for start in range(0, len(data), _CHUNK):
-        whole.update(data[start : start + _CHUNK])
-        tensors.update(data[start : start + _CHUNK])
+    for chunk, data in source.bytes():
+        whole.update(chunk)
+        if data:
+            tensors.update(chunk)
     return named_hashes(whole.hexdigest(), tensors.hexdigest())
 
 

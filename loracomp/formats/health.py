@@ -10,8 +10,6 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from loracomp.lowrank import LowRank
-
 OUTLIER = 6.0
 _SMALLEST_GROUP = 5
 # Half a decibel: below it a spread of norms says nothing, however alike the modules of a kind are.
@@ -24,13 +22,6 @@ def finite(values: Tensor) -> bool:
         return True
     low, high = torch.aminmax(values if values.element_size() > 1 else values.float())
     return isfinite(float(low)) and isfinite(float(high))
-
-
-def norm(layer: LowRank) -> float:
-    """Frobenius norm of ΔW from the r × r Gram matrices of its factors, in float32 (error ≈ 1e-6)."""
-    up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-    square = ((up.T @ up).double() * (down @ down.T).double()).sum()
-    return abs(layer.scale) * max(float(square), 0.0) ** 0.5
 
 
 def kind(path: str) -> str:

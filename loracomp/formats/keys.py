@@ -29,12 +29,29 @@ _SUFFIXES: dict[str, tuple[str, str]] = {
     ".lora_magnitude_vector.weight": ("magnitude", "peft"),
     ".diff": ("diff", "lycoris"),
     ".diff_b": ("bias", "lycoris"),
+    ".w_norm": ("norm", "lycoris"),
+    ".b_norm": ("norm_bias", "lycoris"),
     **{f".hada_{part}": (f"hada_{part}", "lycoris") for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{
         f".lokr_{part}": (f"lokr_{part}", "lycoris")
         for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2")
     },
 }
+FOREIGN = {
+    # suffix: why an adapter of weight updates cannot hold it
+    ".oft_blocks": "an OFT rotation multiplies the weights",
+    ".oft_diag": "an OFT rotation multiplies the weights",
+    ".oft_R.weight": "an OFT rotation multiplies the weights",
+    ".on_input": "an IA3 vector multiplies activations",
+    ".weight": "a tensor of a model or embedding, no update",
+    ".set_weight": "it replaces a weight instead of changing it",
+    ".reshape_weight": "it changes the shape of a weight",
+    ".a1.weight": "GLoRA multiplies the weights",
+    ".a2.weight": "GLoRA multiplies the weights",
+    ".b1.weight": "GLoRA multiplies the weights",
+    ".b2.weight": "GLoRA multiplies the weights",
+}
+_BUNDLED = "bundle_emb."
 _NAMED = re.compile(r"(?P<head>.+\.lora_(?:A|B|magnitude_vector))\.(?P<adapter>[^.]+)\.weight")
 
 
@@ -68,6 +85,14 @@ def split(text: str) -> Key | None:
             return Key(text, plain[:dot], *found, adapter)
         dot = plain.find(".", dot + 1)
     return None
+
+
+def foreign(text: str) -> str:
+    """Why a name that the grammar does not know has no place."""
+    if text.startswith(_BUNDLED):
+        return "an embedding bundled with the LoRA; load it as a textual inversion"
+    endings = [ending for ending in FOREIGN if text.endswith(ending)]
+    return FOREIGN[max(endings, key=len)] if endings else "unknown kind of tensor"
 
 
 def group(texts: Iterable[str]) -> tuple[dict[str, dict[str, Key]], list[str]]:

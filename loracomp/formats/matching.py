@@ -11,7 +11,7 @@ from loracomp.bases import BASES
 from loracomp.errors import BaseMismatchError, FormatError
 from loracomp.formats.algebra import ALGEBRAS, find
 from loracomp.formats.gate import printable
-from loracomp.formats.keys import Key, group
+from loracomp.formats.keys import Key, foreign, group, split
 from loracomp.formats.names import CUSTOM, Layout, Named, every_name, layout
 from loracomp.formats.native import Module, Table
 from loracomp.formats.source import Source
@@ -46,6 +46,7 @@ class Match:
         place: The base's layout.
         found: Modules that have a place.
         unmatched: Why a tensor has none, by tensor name.
+        ignored: Why a tensor without a place does no harm, by tensor name.
         dialect: The commonest dialect of the names.
         scores: Share of the file's modules, in [0, 1], that each base has under name and shape.
         modules: Number of modules in the file.
@@ -54,6 +55,7 @@ class Match:
     place: Layout
     found: tuple[Found, ...]
     unmatched: Mapping[str, str]
+    ignored: Mapping[str, str]
     dialect: str
     scores: Mapping[str, float]
     modules: int
@@ -91,7 +93,7 @@ def match(source: Source, base: str | None = None, modules: Table | None = None)
     if scores[chosen] < scores[best] or scores[chosen] == 0:
         raise _misfit(source, scores, best, base, modules_there[0].name)
     place = next(p for p in places if p.base == chosen)
-    return _matched(place, tables[chosen], modules_there, unknown, scores)
+    return _matched(source, place, tables[chosen], modules_there, unknown, scores)
 
 
 def _places(base: str | None, modules: Table | None) -> list[Layout]:
@@ -122,8 +124,9 @@ def _modules(source: Source) -> tuple[list[_Module], list[str]]:
     for name, keys in groups.items():
         kind = find(frozenset(keys))
         shapes = {role: source.tensors[key.text].shape for role, key in keys.items()}
-        size = kind[1].size(shapes) if kind else None
-        rank = kind[1].rank(shapes) if kind and size else 0
+        used = {role: shapes[role] for role in kind[1].used(frozenset(keys))} if kind else {}
+        size = kind[1].size(used) if kind else None
+        rank = kind[1].rank(used) if kind and size else 0
         there.append(_Module(name, keys, kind[0] if kind else "", size, rank))
     return there, unknown
 
@@ -166,6 +169,7 @@ def _misfit(
 
 
 def _matched(
+    source: Source,
     place: Layout,
     names: Mapping[str, Named],
     there: list[_Module],
@@ -173,7 +177,7 @@ def _matched(
     scores: Mapping[str, float],
 ) -> Match:
     found: list[Found] = []
-    unmatched = dict.fromkeys(unknown, "unknown kind of tensor")
+    unmatched = {text: foreign(text) for text in unknown}
     for module in there:
         named = names.get(module.name)
         reason = _refusal(module, named, place.base)
@@ -181,20 +185,38 @@ def _matched(
             unmatched |= {key.text: reason for key in module.keys.values()}
             continue
         keys = {role: key.text for role, key in module.keys.items()}
-        extra = keys.keys() - ALGEBRAS[module.algebra].needs - {"alpha"}
-        unmatched |= {keys[role]: f"no part of the algebra {module.algebra}" for role in sorted(extra)}
+        extra = keys.keys() - ALGEBRAS[module.algebra].used(frozenset(keys)) - {"alpha", "magnitude"}
+        unmatched |= {keys[role]: _EXTRA.get(role, f"no part of {module.algebra}") for role in sorted(extra)}
         dialect = _dialect(named.dialect, module.keys)
         used = {role: key for role, key in keys.items() if role not in extra}
         found.append(Found(module.name, used, module.algebra, named.module, dialect, module.rank))
     commonest = Counter(item.dialect for item in found).most_common(1)[0][0]
-    return Match(place, tuple(found), unmatched, commonest, scores, len(there))
+    ignored = {text: "zero, without effect" for text in unmatched if _without_effect(source, text)}
+    unmatched = {text: reason for text, reason in unmatched.items() if text not in ignored}
+    return Match(place, tuple(found), unmatched, ignored, commonest, scores, len(there))
+
+
+_EXTRA = {
+    "bias": "a change of a bias; adapters here change weights only",
+    "norm": "a change of a normalisation; adapters here change linear and convolution layers only",
+    "norm_bias": "a change of a normalisation; adapters here change linear and convolution layers only",
+}
+
+
+def _without_effect(source: Source, text: str) -> bool:
+    """Whether a tensor is an additive change that is zero throughout."""
+    key = split(text)
+    return key is not None and key.role in _EXTRA and not bool(source.tensor(text).any())
 
 
 def _refusal(module: _Module, named: Named | None, base: str) -> str:
+    roles = sorted(module.keys)
+    if not module.algebra and roles[0] in _EXTRA:
+        return _EXTRA[roles[0]]
     if named is None:
         return f"no such module in {base}"
     if not module.algebra:
-        return f"incomplete: {', '.join(sorted(module.keys))} alone make no update"
+        return f"incomplete: {', '.join(roles)} alone make no update"
     if not module.fits(named.module):
         return f"its shape does not fit {base}'s {named.module.pieces[0].path}"
     return ""

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loracomp.adapter import Adapter
 from loracomp.errors import FormatError, PartialLoadError
-from loracomp.formats.algebra import ALGEBRAS
 from loracomp.formats.gate import DEFAULT_LIMITS, Limits, printable
-from loracomp.formats.health import finite
-from loracomp.formats.matching import Found, Match, match
+from loracomp.formats.matching import Match, match
 from loracomp.formats.native import Table
 from loracomp.formats.pieces import split
-from loracomp.formats.scales import Stated, stated
+from loracomp.formats.scales import stated
 from loracomp.formats.source import Source
+from loracomp.formats.updates import NEEDS_WEIGHTS, UnusableError, Weights, low_rank, read
 from loracomp.lowrank import LowRank
+
+RANK = 256
+TOLERANCE = 0.01
+ERROR_KEY = "loracomp.approximation_error"
+
+
+@dataclass
+class Loaded:
+    """What :func:`load_parts` found.
+
+    Attributes:
+        layers: Updates by module path.
+        match: How the file fits the base.
+        problems: Why a tensor was left out, by tensor name.
+        errors: Relative error of a layer that had to be approximated, by module name in the file.
+    """
+
+    match: Match
+    problems: dict[str, str]
+    layers: dict[str, LowRank] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 def load(
@@ -25,102 +46,92 @@ def load(
     base: str | None = None,
     modules: Table | None = None,
     allow_partial: bool = False,
+    rank: int = RANK,
+    weights: Weights | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Adapter:
-    """The adapter in a LoRA file; dialect and base are recognised from the tensor table.
+    """The adapter in a LoRA file; dialect, algebra and base are recognised from the tensor table.
 
     Args:
         path: A ``.safetensors`` file.
         base: The base it must be made for; recognised where None.
         modules: Weight shapes by module path of a pipeline that is none of the known bases; ``base``
             then names it ("custom" where None).
-        allow_partial: Leave out what has no place in the base, and layers with NaN or infinite values,
+        allow_partial: Leave out what has no place in the base or holds NaN, and take approximations,
             instead of refusing the file.
+        rank: Largest rank for updates that are not stored as one product (LoHa, LoKr, full
+            difference, DoRA). They are exact up to it, and refused if the best approximation misses
+            more than 1 % of the update's norm.
+        weights: The base's weight by module path, which DoRA needs.
         limits: What the gate for untrusted files lets through.
 
     Raises:
         BaseMismatchError: It was made for another base than ``base``.
-        PartialLoadError: Some tensors have no place and ``allow_partial`` is False.
+        PartialLoadError: Some tensors have no place or no exact form and ``allow_partial`` is False.
         FormatError: The file is missing, damaged, unsafe, no LoRA, or holds NaN or infinite values.
     """
     with Source(path, limits) as source:
         matched = match(source, base, modules)
         if matched.unmatched and not allow_partial:
-            raise _partial(source, matched)
-        layers = _layers(source, matched, allow_partial)
-        if not layers:
+            raise _partial(source, matched, matched.unmatched)
+        loaded = load_parts(source, matched, rank, weights, strict=not allow_partial)
+        if loaded.problems and not allow_partial:
+            raise _partial(source, matched, loaded.problems)
+        worst = max(loaded.errors.values(), default=0.0)
+        if worst > TOLERANCE and not allow_partial:
+            raise _coarse(source, loaded, rank)
+        if not loaded.layers:
             raise FormatError(f"{source.label}: no layer of it can be used; choose another file")
-        return Adapter(layers, matched.place.base, Path(path).stem, source.metadata)
+        strings = dict(source.metadata) | ({ERROR_KEY: f"{worst:.3g}"} if worst else {})
+        return Adapter(loaded.layers, matched.place.base, Path(path).stem, strings)
 
 
-def _partial(source: Source, matched: Match) -> PartialLoadError:
-    some = [f"{printable(key)} ({reason})" for key, reason in list(matched.unmatched.items())[:3]]
-    more = len(matched.unmatched) - len(some)
+def load_parts(
+    source: Source, matched: Match, rank: int, weights: Weights | None = None, *, strict: bool = False
+) -> Loaded:
+    """All layers of a file that can be used, and what was left out or approximated.
+
+    Raises:
+        FormatError: ``strict`` and a module's values are not usable; or a layer is there twice.
+    """
+    says = stated(source.metadata, source.path)
+    out = Loaded(matched, dict(matched.unmatched))
+    for item in matched.found:
+        try:
+            update = read(source, item, says, weights)
+        except UnusableError as error:
+            if strict:
+                advice = "train or download it again, or allow a partial load without it"
+                raise FormatError(f"{source.label}: {error}; {advice}") from None
+            out.problems |= dict.fromkeys(item.keys.values(), str(error))
+            continue
+        if "magnitude" in item.keys and weights is None:
+            out.problems[item.keys["magnitude"]] = NEEDS_WEIGHTS
+        layer, missed = low_rank(update, item.module.shape, rank)
+        if missed:
+            out.errors[item.name] = missed
+        for path, part in split(layer, item.module).items():
+            if path in out.layers:
+                raise FormatError(
+                    f"{source.label}: the layer {path} is there twice under two names; keep one"
+                )
+            out.layers[path] = part
+    return out
+
+
+def _partial(source: Source, matched: Match, problems: Mapping[str, str]) -> PartialLoadError:
+    some = [f"{printable(key)} ({reason})" for key, reason in list(problems.items())[:3]]
+    more = len(problems) - len(some)
     listing = ", ".join(some) + (f" and {more} more" if more else "")
-    total = len(source.tensors)
     return PartialLoadError(
-        f"{source.label}: {len(matched.unmatched)} of {total} tensors have no place in {matched.place.base}: "
-        f"{listing}; allow a partial load to leave them out"
+        f"{source.label}: {len(problems)} of {len(source.tensors)} tensors have no place in "
+        f"{matched.place.base}: {listing}; allow a partial load to leave them out"
     )
 
 
-def _layers(source: Source, matched: Match, allow_partial: bool) -> dict[str, LowRank]:
-    says = stated(source.metadata, source.path)
-    layers: dict[str, LowRank] = {}
-    for item in matched.found:
-        bad = unusable(source, item)
-        if bad and allow_partial:
-            continue
-        if bad:
-            raise FormatError(
-                f"{source.label}: {bad}; train or download it again, or allow a partial load without it"
-            )
-        for path, layer in split(update(source, item, says), item.module).items():
-            if path in layers:
-                raise FormatError(
-                    f"{source.label}: the layer {path} is there twice under two names; keep one of them"
-                )
-            layers[path] = _owned(layer)
-    return layers
-
-
-def unusable(source: Source, item: Found) -> str | None:
-    """What makes a module's values unusable (NaN, infinity, rank beyond the limit), naming the tensor."""
-    if item.rank > source.limits.rank:
-        limit = source.limits.rank
-        return f"the module {printable(item.name)!r} has rank {item.rank}, more than the limit of {limit}"
-    for key in item.keys.values():
-        values = source.view(key)
-        if not values.is_floating_point():
-            continue
-        if not finite(values):
-            return f"the tensor {printable(key)!r} holds NaN or infinite values"
-    return None
-
-
-def update(source: Source, item: Found, says: Stated) -> LowRank:
-    """The update of one module, in the shape of the base's weight; factors may share the file's memory."""
-    alpha = source.scalar(item.keys["alpha"]) if "alpha" in item.keys else None
-    if alpha is None:
-        alpha = says.alpha(item.module.pieces[0].path, item.rank)
-    factors = {role: source.view(key) for role, key in item.keys.items() if role != "alpha"}
-    return shaped(ALGEBRAS[item.algebra].build(factors, alpha), item.module.shape)
-
-
-def shaped(layer: LowRank, shape: tuple[int, ...]) -> LowRank:
-    """The same update with the axes of the weight: linear factors of a 1×1 convolution and the reverse."""
-    if layer.weight_shape == shape:
-        return layer
-    tail = (1,) * (len(shape) - 2)
-    down = layer.down.reshape(layer.rank, *shape[1:])
-    return LowRank(down, layer.up.reshape(*layer.up.shape[:2], *tail), layer.alpha)
-
-
-def _owned(layer: LowRank) -> LowRank:
-    return LowRank(layer.down.clone(), layer.up.clone(), layer.alpha)
-
-
-def header_metadata(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Mapping[str, str]:
-    """The strings in a file's header; raises :class:`FormatError` where the gate refuses the file."""
-    with Source(path, limits) as source:
-        return dict(source.metadata)
+def _coarse(source: Source, loaded: Loaded, rank: int) -> PartialLoadError:
+    name = max(loaded.errors, key=lambda item: loaded.errors[item])
+    return PartialLoadError(
+        f"{source.label}: {len(loaded.errors)} modules need more than rank {rank} (at that rank "
+        f"{printable(name)} misses {loaded.errors[name]:.1%}); raise the rank or allow a partial load"
+    )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from math import isfinite, prod
+from dataclasses import asdict, dataclass, field, fields
+from math import prod
 from typing import Any
 
 from loracomp.adapter import Adapter
 from loracomp.bases import BASES
 from loracomp.formats.gate import DEFAULT_LIMITS, Limits, printable
 from loracomp.formats.hashing import source_hashes
-from loracomp.formats.health import norm, outliers
+from loracomp.formats.health import outliers
 from loracomp.formats.matching import Found, Match, match
+from loracomp.formats.measure import Measured, measure
 from loracomp.formats.native import Table
-from loracomp.formats.pieces import split
-from loracomp.formats.reading import unusable, update
-from loracomp.formats.scales import Stated, stated
+from loracomp.formats.scales import stated
+from loracomp.formats.sketches import Signature, canonical_hash
 from loracomp.formats.source import Source
+from loracomp.formats.updates import NEEDS_WEIGHTS, UnusableError, Weights, read
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Row:
 
     Attributes:
         path: Module path in the base.
-        rank: Number of rank-one terms.
+        rank: Number of rank-one terms, or a bound of it.
         alpha: Network alpha; the rank where the file states none.
         scale: alpha / rank, the factor that consumers multiply up · down with.
         shape: Shape of the layer's weight.
         dtype: Type of the stored factors.
-        norm: Frobenius norm of ΔW; NaN where the values are not finite.
-        algebra: How the update is written (``lora``, …).
+        norm: Frobenius norm of ΔW.
+        algebra: How the update is written (``lora``, ``loha``, ``lokr``, ``diff``, ``dora``).
     """
 
     path: str
@@ -58,12 +59,15 @@ class Report:
         evidence: What the guess rests on, in sentences.
         rows: The layers it changes.
         unmatched: Why a tensor has no place, by tensor name.
+        ignored: Why a tensor without a place does no harm, by tensor name.
         damaged: What makes a module unusable (NaN, infinity), by module name.
         zero: Paths of layers whose update is zero.
         outliers: Robust z-score of the log norm by path, for layers that stand out.
         trigger_words: Words that call the adapter.
         metadata: The header's strings.
         hashes: ``sha256``, ``autov2``, ``autov3``, ``sshs_model_hash``.
+        canonical_hash: Name of the update itself, the same in every dialect, gauge and dtype.
+        signature: Sketch of each layer's update, for finding duplicates.
     """
 
     file: str
@@ -73,12 +77,15 @@ class Report:
     evidence: tuple[str, ...]
     rows: tuple[Row, ...]
     unmatched: Mapping[str, str]
+    ignored: Mapping[str, str]
     damaged: Mapping[str, str]
     zero: tuple[str, ...]
     outliers: Mapping[str, float]
     trigger_words: tuple[str, ...]
     metadata: Mapping[str, str]
     hashes: Mapping[str, str]
+    canonical_hash: str
+    signature: Signature = field(repr=False)
 
     @property
     def complete(self) -> bool:
@@ -86,9 +93,9 @@ class Report:
         return not self.unmatched and not self.damaged
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values (NaN becomes None)."""
-        rows = [{**asdict(row), "norm": row.norm if isfinite(row.norm) else None} for row in self.rows]
-        return {**asdict(self), "rows": rows, "complete": self.complete}
+        """The report as plain JSON values, without the signature."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("signature", "rows")}
+        return {**values, "rows": [asdict(row) for row in self.rows], "complete": self.complete}
 
 
 def inspect(
@@ -96,6 +103,7 @@ def inspect(
     *,
     base: str | None = None,
     modules: Table | None = None,
+    weights: Weights | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Report:
     """The report on a LoRA file; NaN values and tensors without a place are reported, not refused.
@@ -104,6 +112,7 @@ def inspect(
         path: A ``.safetensors`` file.
         base: The base it should be for; recognised where None.
         modules: Weight shapes by module path of a pipeline that is none of the known bases.
+        weights: The base's weight by module path, which DoRA needs.
         limits: What the gate for untrusted files lets through.
 
     Raises:
@@ -112,49 +121,62 @@ def inspect(
     """
     with Source(path, limits) as source:
         matched = match(source, base, modules)
-        says = stated(source.metadata, source.path)
-        damaged: dict[str, str] = {}
-        rows: list[Row] = []
-        for item in matched.found:
-            if bad := unusable(source, item):
-                damaged[item.name] = bad
-            else:
-                rows += _rows(source, item, says)
-        rows.sort(key=lambda row: row.path)
-        adapter = Adapter({}, matched.place.base, metadata=source.metadata)
-        return Report(
-            file=os.fspath(path),
-            dialect=matched.dialect,
-            base=matched.place.base,
-            confidence=round(matched.confidence, 4),
-            evidence=evidence(source, matched),
-            rows=tuple(rows),
-            unmatched=dict(matched.unmatched),
-            damaged=damaged,
-            zero=tuple(row.path for row in rows if row.norm == 0),
-            outliers=outliers({row.path: row.norm / prod(row.shape) ** 0.5 for row in rows}),
-            trigger_words=adapter.trigger_words,
-            metadata=dict(source.metadata),
-            hashes=source_hashes(source),
-        )
+        return examine(source, matched, weights)
 
 
-def _rows(source: Source, item: Found, says: Stated) -> list[Row]:
-    whole = update(source, item, says)
-    dtype = str(whole.up.dtype).removeprefix("torch.")
-    return [
-        Row(
-            path=path,
-            rank=layer.rank,
-            alpha=float(layer.rank) if layer.alpha is None else layer.alpha,
-            scale=layer.scale,
-            shape=layer.weight_shape,
-            dtype=dtype,
-            norm=norm(layer),
-            algebra=item.algebra,
-        )
-        for path, layer in split(whole, item.module).items()
-    ]
+def examine(source: Source, matched: Match, weights: Weights | None = None) -> Report:
+    """The report on an open file that fits a base."""
+    says = stated(source.metadata, source.path)
+    damaged: dict[str, str] = {}
+    unmatched = dict(matched.unmatched)
+    rows: list[Row] = []
+    signature: dict[str, tuple[float, ...]] = {}
+    for item in matched.found:
+        try:
+            update = read(source, item, says, weights)
+        except UnusableError as error:
+            damaged[item.name] = str(error)
+            continue
+        if "magnitude" in item.keys and weights is None:
+            unmatched[item.keys["magnitude"]] = NEEDS_WEIGHTS
+        for measured in measure(update, item.module):
+            rows.append(_row(source, item, measured, matched))
+            signature[measured.path] = measured.sketch
+    rows.sort(key=lambda row: row.path)
+    adapter = Adapter({}, matched.place.base, metadata=source.metadata)
+    return Report(
+        file=os.fspath(source.path),
+        dialect=matched.dialect,
+        base=matched.place.base,
+        confidence=round(matched.confidence, 4),
+        evidence=evidence(source, matched),
+        rows=tuple(rows),
+        unmatched=unmatched,
+        ignored=dict(matched.ignored),
+        damaged=damaged,
+        zero=tuple(row.path for row in rows if row.norm == 0),
+        outliers=outliers({row.path: row.norm / prod(row.shape) ** 0.5 for row in rows}),
+        trigger_words=adapter.trigger_words,
+        metadata=dict(source.metadata),
+        hashes=source_hashes(source),
+        canonical_hash=canonical_hash(signature),
+        signature=signature,
+    )
+
+
+def _row(source: Source, item: Found, measured: Measured, matched: Match) -> Row:
+    dtypes = {role: source.tensors[key].dtype for role, key in item.keys.items()}
+    stored = next(dtype for role, dtype in dtypes.items() if role not in ("alpha", "magnitude"))
+    return Row(
+        path=measured.path,
+        rank=measured.rank,
+        alpha=measured.scale * measured.rank,
+        scale=measured.scale,
+        shape=matched.place.table[measured.path],
+        dtype=str(stored).removeprefix("torch."),
+        norm=measured.norm,
+        algebra="dora" if "magnitude" in item.keys else item.algebra,
+    )
 
 
 def evidence(source: Source, matched: Match) -> tuple[str, ...]:

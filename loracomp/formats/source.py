@@ -1,10 +1,9 @@
-"""An open safetensors file: the checked header, and tensors as views of the mapped file."""
+"""An open safetensors file: the checked header, and tensors read one by one."""
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -41,8 +40,6 @@ class Source:
         self._handle, size = open_file(path, limits)
         try:
             self.header: Header = read_header(self._handle, size, self.label, limits)
-            # A private mapping: torch wants writable memory, and nothing written ever reaches the file.
-            self._map = mmap.mmap(self._handle, size, access=mmap.ACCESS_COPY)
         except BaseException:
             os.close(self._handle)
             raise
@@ -65,36 +62,33 @@ class Source:
         """The header's strings."""
         return self.header.metadata
 
-    def view(self, key: str) -> Tensor:
-        """The tensor ``key``, sharing memory with the mapped file for as long as the view lives."""
-        info = self.tensors[key]
-        count = (info.end - info.begin) // info.dtype.itemsize
-        if count == 0:
-            return torch.empty(info.shape, dtype=info.dtype)
-        if info.begin % info.dtype.itemsize:
-            raw = bytearray(self._map[info.begin : info.end])
-            return torch.frombuffer(raw, dtype=info.dtype).reshape(info.shape)
-        return torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=info.begin).reshape(
-            info.shape
-        )
-
     def tensor(self, key: str) -> Tensor:
-        """A copy of the tensor ``key`` in memory of its own."""
-        return self.view(key).clone()
+        """The tensor ``key``, read into memory of its own."""
+        info = self.tensors[key]
+        return self._read(info.begin, info.end).view(info.dtype).reshape(info.shape)
+
+    def _read(self, begin: int, end: int) -> Tensor:
+        raw = torch.empty(end - begin, dtype=torch.uint8)
+        window, done = memoryview(raw.numpy().data), 0
+        while done < len(window):
+            count = os.preadv(self._handle, [window[done:]], begin + done)
+            if count == 0:
+                raise FormatError(f"{self.label}: became shorter while it was read; read it again")
+            done += count
+        return raw
 
     def scalar(self, key: str) -> float:
         """The only value of the tensor ``key``; raises :class:`FormatError` if it has none or several."""
-        value = self.view(key)
+        value = self.tensor(key)
         if value.numel() != 1:
             shape = tuple(value.shape)
             what = f"{printable(key)!r} must be one number but has the shape {shape}"
             raise FormatError(f"{self.label}: {what}; save it again")
         return float(value)
 
-    def front(self) -> memoryview:
-        """The bytes of the header, with its length in front."""
-        return memoryview(self._map)[: self.header.data_begin]
-
-    def data(self) -> memoryview:
-        """The bytes behind the header."""
-        return memoryview(self._map)[self.header.data_begin :]
+    def bytes(self, chunk: int = 1 << 20) -> Iterator[tuple[memoryview, bool]]:
+        """All bytes in chunks, each with whether it is tensor data; a chunk is valid until the next."""
+        begin, size = self.header.data_begin, self.header.size
+        for start, stop, data in ((0, begin, False), (begin, size, True)):
+            for position in range(start, stop, chunk):
+                yield memoryview(self._read(position, min(position + chunk, stop)).numpy().data), data
