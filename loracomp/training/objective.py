@@ -21,7 +21,7 @@ class Objective:
     """Loss of batches on one pipeline.
 
     Attributes:
-        pipe: The pipeline, adapted.
+        pipe: The pipeline, not adapted yet.
         data: Its training data; latents and states are moved to the pipeline's device.
         gamma: Min-SNR γ, or None for equal weights.
         autocast: Whether to compute in bf16.
@@ -37,6 +37,7 @@ class Objective:
     def __post_init__(self) -> None:
         self.device = torch.device(self.pipe.device)
         self.model: Any = denoiser_of(self.pipe)[1]
+        self.dtype = self.model.dtype  # before the fp32 layers of the adapter are on it
         self.wiring = wiring_of(self.pipe)
         self.prediction = prediction_of(self.pipe)
         self.latents = self.data.latents.to(self.device)
@@ -82,7 +83,7 @@ class Objective:
         return losses.weighted_error(predicted, losses.flow(clean, noise))
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, states: States) -> Tensor:
-        return self.wiring.predict(self.model, noisy.to(self.model.dtype), timesteps, states)
+        return self.wiring.predict(self.model, noisy.to(self.dtype), timesteps, states)
 
     def _text(self, draw: Draw) -> dict[str, Tensor]:
         empty = torch.tensor(len(self.data.captions) - 1)

@@ -112,6 +112,8 @@ def _session(
     half = half_precision(config, device if pipe is None else str(pipe.device))
     if pipe is None:
         pipe = open_base(config.base, dtype="bf16" if half else "fp32", device=device)
+    if half and pipe.device.type == "cpu" and "512" not in torch.backends.cpu.get_cpu_capability():
+        report({"event": "note", "text": "this CPU emulates bf16, which is many times slower than fp32"})
     return Session(pipe, row_of(pipe), config, dataset, out, begun, report, half)
 
 
@@ -122,7 +124,7 @@ def half_precision(config: TrainConfig, device: str) -> bool:
     """
     if config.precision != "auto":
         return config.precision == "bf16"
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    on_gpu = torch.cuda.is_available() and device.startswith(("cuda", "auto"))
     return on_gpu and torch.cuda.is_bf16_supported()
 
 

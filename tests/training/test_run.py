@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny import layer_table, run
+from tiny import KINDS, layer_table, run, tiny_pipeline
 
 from loracomp import attach, detach, formats
 from loracomp.errors import TrainingError, UsageError
@@ -137,3 +137,21 @@ def test_outputs_that_cannot_be_written(folder: Path, tmp_path: Path, tiny_confi
     for out in (tmp_path / "ink.ckpt", tmp_path / "file" / "ink.safetensors"):
         with pytest.raises(UsageError, match=r"must end in|cannot be written"):
             train(tiny_config(), folder, out, pipe=object())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_weights_train_in_fp32_layers(
+    kind: str, folder: Path, tmp_path: Path, tiny_config: Make
+) -> None:
+    half = tiny_pipeline(kind).to(torch.bfloat16)
+    notes: list[str] = []
+
+    def report(event: Any) -> None:
+        notes.append(event.get("precision", ""))
+
+    config = tiny_config(precision="bf16", steps=2, sample_count=1, sample_steps=1, sample_prompts=["a"])
+    result = train(config, folder, tmp_path / "ink.safetensors", pipe=half, report=report)
+    assert "bf16" in notes
+    assert all(layer.up.dtype == torch.float32 for layer in result.adapter.layers.values())
+    weights = next(iter(result.adapter.layers.values())).down
+    assert not torch.equal(weights, weights.to(torch.bfloat16).float())
