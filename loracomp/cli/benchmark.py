@@ -73,7 +73,7 @@ def compose(
     )
     settings = {"base": base, "judge": judge, "split": split, "seeds": seeds, "weight": weight}
     ledger = _run(plan, roster, out, settings, {"dtype": dtype, "device": device}, as_json)
-    _write(plan, ledger, settings, as_json)
+    _write(plan, ledger, as_json)
 
 
 def _cells(protocols: list[str], names: Names, roster: Roster, pairs: int, split: str) -> list[Any]:
@@ -113,7 +113,8 @@ def _run(
     watching = open_judge(settings["judge"], known, where)
     used = {part for cell in plan.cells for part in cell.parts}
     digests = {"/".join(part): roster.adapter(part).digest[:16] for part in sorted(used)}
-    about = settings | {"drawing": drawing, "dtype": str(pipe.dtype), "device": pipe.device.type}
+    dtype_name = str(pipe.dtype).removeprefix("torch.")
+    about = settings | drawing | {"dtype": dtype_name, "device": pipe.device.type}
     ledger = Ledger(out, about, digests)
     paint = painter(pipe, where, drawing | {"width": row.resolution, "height": row.resolution})
     paint("a red apple emoji", [], "merge", 1.0, 2, plan.seeds)
@@ -133,18 +134,19 @@ def _vocabulary(names: Names) -> Any:
     )
 
 
-def _write(plan: Plan, ledger: Ledger, settings: dict[str, Any], as_json: bool) -> None:
+def _write(plan: Plan, ledger: Ledger, as_json: bool) -> None:
     """Writes results.json, table.md and a sheet per section, and prints the table or the JSON."""
     import json
+    from importlib.metadata import version
 
     from loracomp.evaluation import report, table
 
+    made: dict[str, Any] = {name: version(name) for name in ("loracomp", "torch", "diffusers")}
+    made |= {"command": shlex.join(["loracomp", *sys.argv[1:]]), "adapters": ledger.adapters}
     found: list[Section] = report.sections(plan, ledger.records)
-    values = report.to_json(found, settings)
-    text = table.markdown(found, settings, shlex.join(["loracomp", *sys.argv[1:]]))
-    (ledger.folder / "results.json").write_text(
-        json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    values = report.to_json(found, ledger.settings) | {"made": made}
+    text = table.markdown(found, ledger.settings, made["command"])
+    (ledger.folder / "results.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     (ledger.folder / "table.md").write_text(text, encoding="utf-8")
     for part in found:
         table.sheet(plan, ledger, part).save(ledger.folder / f"sheet-{part.protocol}-{part.steps}.png")

@@ -80,9 +80,11 @@ class Ledger:
         self, folder: Path, settings: Mapping[str, Any], adapters: Mapping[str, str] = MappingProxyType({})
     ) -> None:
         self.folder = folder
+        self.settings = dict(settings)
+        self.adapters = dict(adapters)
         try:
             (folder / "pictures").mkdir(parents=True, exist_ok=True)
-            self._claim(dict(settings), dict(adapters))
+            self._claim()
         except OSError as error:
             raise UsageError(f"{folder}: cannot be written ({error}); choose another --out") from error
         self.records = {record.key: record for record in self._read()}
@@ -115,10 +117,10 @@ class Ledger:
         name = sha256(json.dumps(key).encode()).hexdigest()[:20]
         return self.folder / "pictures" / f"{name}.png"
 
-    def _claim(self, settings: dict[str, Any], adapters: dict[str, str]) -> None:
+    def _claim(self) -> None:
         path = self.folder / "settings.json"
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        now = json.loads(json.dumps({"settings": settings, "adapters": adapters}))
+        now = json.loads(json.dumps({"settings": self.settings, "adapters": self.adapters}))
         for kind, held in before.items():
             given = now[kind] if kind == "settings" else held | now[kind]
             other = [

@@ -33,7 +33,7 @@ class Score:
 
 SCORES = {
     "subject": Score("subject", 2, "share whose subject the judge names first; of two, each in its half"),
-    "subject5": Score("top 5", 2, "share whose subject is among the judge's first five"),
+    "subject5": Score("subject top 5", 2, "share whose subject is among the judge's first five"),
     "style": Score("style", 2, "share whose style (the filter, where there is one) the judge names first"),
     "background": Score("background", 2, "share whose background color the judge names first"),
     "similarity": Score("similarity", 3, "cosine with the artist's picture in the judge's embedding"),

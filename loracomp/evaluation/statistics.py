@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 DRAWS = 2000
+FEWEST = 6
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 lies outside; False for an interval without ends."""
-        return self.low > 0 or self.high < 0
+        """Whether 0 lies outside; False for fewer than six clusters, where no sign test reaches 5 %."""
+        return self.clusters >= FEWEST and (self.low > 0 or self.high < 0)
 
 
 def cluster_draws(values: Tensor, clusters: Tensor, draws: int = DRAWS, seed: int = 0) -> Tensor:
@@ -67,7 +68,8 @@ def interval(
     """Mean of ``values`` with its percentile interval over clusters; values that are NaN are left out.
 
     The draws spread by a factor √(C / (C - 1)) more around the mean than the plain bootstrap's, which
-    is too narrow for few clusters C (Hesterberg 2015, What Teachers Should Know about the Bootstrap, §3).
+    is too narrow for few clusters C (Hesterberg 2015, What Teachers Should Know about the Bootstrap, §3),
+    but never beyond the values themselves.
 
     Args:
         values: Shape (n,).
@@ -87,6 +89,7 @@ def interval(
     spread = (cluster_draws(values, clusters, draws, seed) - mean) * (groups / (groups - 1)) ** 0.5
     tail = (1 - level) / 2
     ends = mean + spread.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    ends = ends.clamp(values.min(), values.max())
     return Interval(float(mean), float(ends[0]), float(ends[1]), count, groups)
 
 

@@ -81,6 +81,14 @@ def test_constant_values_have_no_width_and_one_cluster_has_no_ends() -> None:
     assert not single.excludes_zero
 
 
+def test_ends_stay_within_the_values_and_few_clusters_decide_nothing() -> None:
+    shares = interval(torch.tensor([0.0, 1.0, 1.0]), torch.arange(3))
+    assert 0 <= shares.low < shares.mean < shares.high <= 1
+    gains = torch.tensor([0.5, 0.6, 0.7, 0.6, 0.5, 0.6])
+    assert interval(gains, torch.arange(6)).excludes_zero
+    assert not interval(gains[:5], torch.arange(5)).excludes_zero
+
+
 def test_missing_values_are_left_out() -> None:
     values, labels = sample(5, clusters=6)
     holes = torch.cat([values, torch.full((6,), math.nan, dtype=torch.float64)])
