@@ -40,7 +40,10 @@ def compose(
     pairs: Annotated[int, typer.Option(min=1, max=192, help="Cells per protocol; 192 is all of them.")] = 24,
     steps: Annotated[list[int] | None, typer.Option(help="Denoising steps; repeatable.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=64, help="Pictures per cell and row.")] = 2,
-    method: Annotated[list[str] | None, typer.Option("--method", help="Repeatable; all by default.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="NAME or NAME:OPTION=VALUE; repeatable; all by default."),
+    ] = None,
     weight: Annotated[float, typer.Option(help="Strength of every adapter.")] = 1.0,
     split: Annotated[str, typer.Option(help="Subjects: test, validation (for tuning) or all.")] = "all",
     base: Annotated[str, typer.Option(help="Name or folder of a glyph base.")] = "glyph",
@@ -54,14 +57,16 @@ def compose(
 ) -> None:
     """Compose unseen subjects with unseen styles by every method, and score them."""
     from loracomp.evaluation.artwork import read_names
-    from loracomp.evaluation.bench import Plan
+    from loracomp.evaluation.bench import Plan, program
     from loracomp.evaluation.roster import read_roster
     from loracomp.fusion import METHODS
     from loracomp.library import SHIPPED
 
     names = read_names()
     roster = read_roster(adapters or SHIPPED, names)
-    methods = tuple(METHODS.entry(name).name for name in method) if method else tuple(METHODS)
+    for name in method or ():
+        program(name)
+    methods = tuple(method or METHODS)
     if not all(1 <= count <= 1000 for count in steps or ()):
         raise UsageError("--steps is outside 1 … 1000")
     plan = Plan(
@@ -105,7 +110,8 @@ def _run(
     from loracomp.training.glyph.filters import FILTERS
 
     row = get_base("glyph")
-    drawing = {key: value for key, value in defaults(settings["base"], row).items() if key != "steps"}
+    known_settings = defaults(settings["base"], row)
+    drawing = {key: known_settings[key] for key in ("guidance", "guidance_rescale")}
     artwork = open_artwork(FILTERS)
     known = _vocabulary(roster.names) if not settings["judge"].startswith("glyph") else None
     pipe = open_base(settings["base"], **place)
@@ -116,7 +122,7 @@ def _run(
     dtype_name = str(pipe.dtype).removeprefix("torch.")
     about = settings | drawing | {"dtype": dtype_name, "device": pipe.device.type}
     ledger = Ledger(out, about, digests)
-    paint = painter(pipe, where, drawing | {"width": row.resolution, "height": row.resolution})
+    paint = painter(pipe, where, side=row.resolution, **drawing)
     paint("a red apple emoji", [], "merge", 1.0, 2, plan.seeds)
     with steps_bar("benchmark", as_json) as on_unit:
         run(plan, roster, artwork, watching, paint, ledger, on_unit)

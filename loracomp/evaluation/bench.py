@@ -6,11 +6,13 @@ composition method with all of them; prompt and seeds are the same in all rows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loracomp.adapter import Adapter
+from loracomp.errors import UsageError
 from loracomp.evaluation.artwork import Artwork
 from loracomp.evaluation.cells import Cell, prompt
 from loracomp.evaluation.judge import Judge
@@ -19,6 +21,7 @@ from loracomp.evaluation.meter import Cost, measured
 from loracomp.evaluation.pixels import as_images, as_tensor
 from loracomp.evaluation.roster import Roster
 from loracomp.evaluation.scores import score
+from loracomp.fusion import METHODS, Program
 from loracomp.pipeline import compose
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ class Row:
 
     Attributes:
         name: What tables call it.
-        method: Composition method; empty for the artist and the base alone.
+        method: Composition method, with options as in :func:`program`; empty for the artist and the base
+            alone.
         parts: Which of the cell's adapters it uses, by position.
     """
 
@@ -130,23 +134,51 @@ def _draw(
     return paint(text, chosen, row.method or "merge", plan.weight, steps, plan.seeds)
 
 
-def painter(pipe: Any, device: str, settings: dict[str, Any]) -> Painter:
+def painter(pipe: Any, device: str, *, side: int, guidance: float, guidance_rescale: float = 0.0) -> Painter:
     """A painter on a pipeline.
 
     Args:
         pipe: The base.
         device: Where it runs, for the measurements.
-        settings: Arguments of the pipeline's call, without the number of steps.
+        side: Side of the pictures in pixels.
+        guidance: Classifier-free guidance scale.
+        guidance_rescale: See :class:`loracomp.recipe.Recipe`.
     """
+    settings: dict[str, Any] = {"width": side, "height": side, "guidance_scale": guidance}
+    if guidance_rescale:
+        settings["guidance_rescale"] = guidance_rescale
 
     def paint(
         text: str, adapters: Sequence[Adapter], method: str, weight: float, steps: int, count: int
     ) -> tuple[list[Image], Cost]:
-        weights = [weight] * len(adapters)
+        weights, chosen = [weight] * len(adapters), program(method)
         with measured(device) as cost:
             images = compose(
-                pipe, text, adapters, method, weights, batch=count, num_inference_steps=steps, **settings
+                pipe, text, adapters, chosen, weights, batch=count, num_inference_steps=steps, **settings
             )
         return images, cost
 
     return paint
+
+
+def program(method: str) -> Program:
+    """The program behind ``METHOD`` or ``METHOD:OPTION=VALUE,…``, its weights still open.
+
+    Raises:
+        UnknownNameError: No such method.
+        UsageError: Options that are not of this form, or that the method does not take.
+    """
+    name, _, text = method.partition(":")
+    METHODS.entry(name)
+    options = {}
+    for pair in text.split(",") if text else ():
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--method {method}: write NAME:OPTION=VALUE, for example switch:period=0.1")
+        try:
+            options[key.strip()] = json.loads(value)
+        except ValueError:
+            options[key.strip()] = value
+    found = Program(name, (1.0, 1.0), options)
+    found.table(4)
+    return replace(found, weights=())

@@ -15,8 +15,8 @@ from PIL import Image
 from tiny import random_adapter, shapes_of, tiny_pipeline
 
 from loracomp.adapter import Adapter
-from loracomp.errors import UsageError
-from loracomp.evaluation.bench import ARTIST, NO_LORA, Plan, painter, rows, run
+from loracomp.errors import UnknownNameError, UsageError
+from loracomp.evaluation.bench import ARTIST, NO_LORA, Plan, painter, program, rows, run
 from loracomp.evaluation.cells import PROTOCOLS, Cell, choose, prompt
 from loracomp.evaluation.ledger import Ledger, Record
 from loracomp.evaluation.meter import Cost, measured
@@ -25,7 +25,7 @@ from loracomp.evaluation.report import from_json, sections, to_json
 from loracomp.evaluation.roster import Part
 from loracomp.evaluation.scores import SCORES, diversity, score
 from loracomp.evaluation.table import markdown, sheet
-from loracomp.fusion import METHODS
+from loracomp.fusion import METHODS, Program
 
 ROSTER = everything()
 SETTINGS = {"base": "world", "seeds": 2}
@@ -233,7 +233,7 @@ class Library(Shelf):
 
 def test_weight_zero_is_the_row_without_adapters(tmp_path: Path) -> None:
     roster = Library(list(ROSTER.members))
-    paint = painter(tiny_pipeline("sd15"), "cpu", {"guidance_scale": 3.0, "height": SIDE, "width": SIDE})
+    paint = painter(tiny_pipeline("sd15"), "cpu", side=SIDE, guidance=3.0)
     for weight in (0.0, 1.0):
         what = plan(count=2, methods=("merge", "switch"), weight=weight, steps=(4,))
         ledger = Ledger(tmp_path / str(weight), SETTINGS)
@@ -245,6 +245,32 @@ def test_weight_zero_is_the_row_without_adapters(tmp_path: Path) -> None:
                 assert (other.scores == plain.scores) == (weight == 0)
             assert plain.seconds
             assert plain.seconds > 0
+
+
+def test_the_painter_uses_its_settings() -> None:
+    def picture(method: str = "merge", **changes: Any) -> Image.Image:
+        paint = painter(pipe, "cpu", **({"side": SIDE, "guidance": 3.0} | changes))
+        images, _ = paint("a thing", adapters, method, 1.0, 4, 1)
+        return images[0]
+
+    pipe = tiny_pipeline("sd15")
+    adapters = [random_adapter(shapes_of("sd15"), seed=seed, size=0.4) for seed in (1, 2)]
+    plain = picture().tobytes()
+    assert picture().tobytes() == plain
+    assert picture(guidance=9.0).tobytes() != plain
+    assert picture(guidance_rescale=0.7).tobytes() != plain
+    assert picture("switch:period=0.5").tobytes() not in (plain, picture("switch:period=0.25").tobytes())
+    assert picture(side=64).size == (64, 64)
+
+
+def test_methods_may_have_options() -> None:
+    assert program("merge") == Program("merge")
+    assert program("switch:period=0.1") == Program("switch", (), {"period": 0.1})
+    for wrong in ("switch:period", "switch:periods=1", "switch:period=2"):
+        with pytest.raises(UsageError):
+            program(wrong)
+    with pytest.raises(UnknownNameError):
+        program("swich")
 
 
 def test_the_meter_sees_memory_that_was_given_back() -> None:

@@ -1,0 +1,100 @@
+"""``loracomp benchmark compose`` from the command line to its files, on the real base in two steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import GLYPH, random_adapter
+from typer.testing import CliRunner, Result
+
+from loracomp.bases import modules
+from loracomp.cli.benchmark import app
+from loracomp.errors import ResourceError, UnknownNameError, UsageError
+from loracomp.evaluation.artwork import read_names
+from loracomp.evaluation.glyph_judge import JudgeConfig, build_clip
+from loracomp.formats import save
+
+NAMES = read_names()
+ADAPTERS = ("watermelon", "bicycle", "mono", "pixel")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with random adapters for glyph and a random judge that knows the benchmark's names."""
+    from transformers import CLIPTokenizer
+
+    root = tmp_path_factory.mktemp("bench")
+    (root / "adapters").mkdir()
+    (root / "judge").mkdir()
+    for seed, name in enumerate(ADAPTERS):
+        adapter = random_adapter(dict(modules("glyph")), ("to_q", "to_v"), seed=seed, name=name, base="glyph")
+        save(adapter, root / "adapters" / f"{name}.safetensors")
+    config = JudgeConfig(
+        vision="tiny", width=32, text_width=32, text_layers=1,
+        subjects=tuple(NAMES.subjects), subject_names=tuple(NAMES.subjects.values()),
+        styles=tuple(NAMES.looks), style_phrases=tuple(look.phrase for look in NAMES.looks.values()),
+        colors=tuple(NAMES.colours),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    state = build_clip(config).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, root / "judge" / "model.safetensors")
+    (root / "judge" / "config.json").write_text(config.to_json())
+    CLIPTokenizer.from_pretrained(GLYPH / "tokenizer")._tokenizer.save(str(root / "judge" / "tokenizer.json"))
+    return root
+
+
+def call(folder: Path, *words: str) -> Result:
+    fixed = [
+        "--adapters",
+        str(folder / "adapters"),
+        "--judge",
+        f"glyph:{folder / 'judge'}",
+        "--device",
+        "cpu",
+    ]
+    quick = ["--steps", "2", "--seeds", "1", "--out", str(folder / "out")]
+    return CliRunner().invoke(app, ["compose", *fixed, *quick, *words])
+
+
+def test_a_run_writes_its_results_and_is_gone_on_with(folder: Path) -> None:
+    result = call(folder, "--pairs", "1", "--method", "merge", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    part = found["sections"][0]
+    assert list(part["figures"]) == ["artist", "no LoRA", "subject alone", "style alone", "merge"]
+    assert part["figures"]["artist"]["similarity"]["mean"] == pytest.approx(1, abs=1e-5)
+    assert part["figures"]["merge"]["time"]["mean"] > 0
+    records = folder / "out" / "records.jsonl"
+    first = records.read_text()
+    assert len(first.splitlines()) == 5
+    again = call(folder, "--pairs", "1", "--method", "merge", "--method", "switch:period=0.5")
+    assert again.exit_code == 0, again.output
+    text = records.read_text()
+    assert text.startswith(first)
+    assert [json.loads(line)["row"] for line in text.splitlines()[5:]] == ["switch:period=0.5"]
+    assert "| switch:period=0.5 |" in (folder / "out" / "table.md").read_text()
+    assert again.stdout.strip() == (folder / "out" / "table.md").read_text().strip()
+    assert (folder / "out" / "sheet-1+1-2.png").is_file()
+    other = call(folder, "--pairs", "1", "--method", "merge", "--weight", "0.5")
+    assert isinstance(other.exception, UsageError)
+    assert "weight" in str(other.exception)
+
+
+def test_wrong_requests_are_one_line(folder: Path, tmp_path: Path) -> None:
+    for words, kind in (
+        (("--method", "mergge"), UnknownNameError),
+        (("--protocol", "9+9"), UnknownNameError),
+        (("--split", "train"), UnknownNameError),
+        (("--steps", "0"), UsageError),
+        (("--adapters", str(tmp_path / "none")), UsageError),
+        (("--adapters", str(tmp_path)), ResourceError),
+        (("--judge", f"glyph:{tmp_path}"), ResourceError),
+        (("--protocol", "2+3"), ResourceError),
+    ):
+        error = call(folder, *words).exception
+        assert isinstance(error, kind), words
+        assert "\n" not in str(error)
