@@ -37,7 +37,7 @@ class Objective:
     def __post_init__(self) -> None:
         self.device = torch.device(self.pipe.device)
         self.model: Any = denoiser_of(self.pipe)[1]
-        self.dtype = self.model.dtype  # before the fp32 layers of the adapter are on it
+        self.dtype: torch.dtype = self.model.dtype  # before the fp32 layers of the adapter are on it
         self.wiring = wiring_of(self.pipe)
         self.prediction = prediction_of(self.pipe)
         self.latents = self.data.latents.to(self.device)
