@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.pipe.device)
-        self.model: Any = denoiser_of(self.pipe)[1]
+        self.model = cast(Any, denoiser_of(self.pipe)[1])
         self.dtype: torch.dtype = self.model.dtype  # before the fp32 layers of the adapter are on it
         self.wiring = wiring_of(self.pipe)
         self.prediction = prediction_of(self.pipe)
