@@ -100,13 +100,19 @@ def whole(path: str, shape: Shape) -> Module:
     return Module((Piece(path, ((0, shape[0]),)),), shape)
 
 
+def family(table: Table, denoiser: str) -> str:
+    """Which original code a denoiser has: ``sgm`` (UNets), ``flux`` or ``mmdit``."""
+    if denoiser == "unet":
+        return "sgm"
+    return "flux" if f"{denoiser}.single_transformer_blocks.0.norm.linear" in table else "mmdit"
+
+
 def native(table: Table, denoiser: str) -> dict[str, Module]:
     """Modules of the denoiser by original name: SGM for a UNet, else FLUX or MMDiT."""
-    if denoiser == "unet":
+    code = family(table, denoiser)
+    if code == "sgm":
         return dict(_sgm(table))
-    if f"{denoiser}.single_transformer_blocks.0.norm.linear" in table:
-        return dict(_flux(table, denoiser))
-    return dict(_mmdit(table, denoiser))
+    return dict((_flux if code == "flux" else _mmdit)(table, denoiser))
 
 
 def xlabs(table: Table, denoiser: str) -> dict[str, Module]:

@@ -16,8 +16,8 @@ from loracomp.formats.health import outliers
 from loracomp.formats.matching import Found, Match, match
 from loracomp.formats.measure import Measured, measure
 from loracomp.formats.native import Table
-from loracomp.formats.scales import stated
-from loracomp.formats.sketches import Signature, canonical_hash
+from loracomp.formats.scales import Stated, stated
+from loracomp.formats.sketches import Fingerprint, canonical_hash, fingerprint
 from loracomp.formats.source import Source
 from loracomp.formats.updates import NEEDS_WEIGHTS, UnusableError, Weights, read
 
@@ -34,6 +34,7 @@ class Row:
         shape: Shape of the layer's weight.
         dtype: Type of the stored factors.
         norm: Frobenius norm of ΔW.
+        alpha_from: Where alpha is stated: ``tensor``, ``header`` or ``nowhere`` (then it is the rank).
         algebra: How the update is written (``lora``, ``loha``, ``lokr``, ``diff``, ``dora``).
     """
 
@@ -44,6 +45,7 @@ class Row:
     shape: tuple[int, ...]
     dtype: str
     norm: float
+    alpha_from: str
     algebra: str
 
 
@@ -67,7 +69,7 @@ class Report:
         metadata: The header's strings.
         hashes: ``sha256``, ``autov2``, ``autov3``, ``sshs_model_hash``.
         canonical_hash: Name of the update itself, the same in every dialect, gauge and dtype.
-        signature: Sketch of each layer's update, for finding duplicates.
+        fingerprint: 64 numbers that tell duplicates, see :mod:`loracomp.formats.sketches`.
     """
 
     file: str
@@ -85,7 +87,7 @@ class Report:
     metadata: Mapping[str, str]
     hashes: Mapping[str, str]
     canonical_hash: str
-    signature: Signature = field(repr=False)
+    fingerprint: Fingerprint = field(repr=False)
 
     @property
     def complete(self) -> bool:
@@ -93,8 +95,10 @@ class Report:
         return not self.unmatched and not self.damaged
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values, without the signature."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("signature", "rows")}
+        """The report as plain JSON values, without the fingerprint."""
+        values = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("fingerprint", "rows")
+        }
         return {**values, "rows": [asdict(row) for row in self.rows], "complete": self.complete}
 
 
@@ -130,7 +134,7 @@ def examine(source: Source, matched: Match, weights: Weights | None = None) -> R
     damaged: dict[str, str] = {}
     unmatched = dict(matched.unmatched)
     rows: list[Row] = []
-    signature: dict[str, tuple[float, ...]] = {}
+    sketches: list[tuple[str, tuple[float, ...]]] = []
     for item in matched.found:
         try:
             update = read(source, item, says, weights)
@@ -140,9 +144,10 @@ def examine(source: Source, matched: Match, weights: Weights | None = None) -> R
         if "magnitude" in item.keys and weights is None:
             unmatched[item.keys["magnitude"]] = NEEDS_WEIGHTS
         for measured in measure(update, item.module):
-            rows.append(_row(source, item, measured, matched))
-            signature[measured.path] = measured.sketch
+            rows.append(_row(source, item, measured, matched, says))
+            sketches.append((measured.path, measured.sketch))
     rows.sort(key=lambda row: row.path)
+    print_ = fingerprint(sketches)
     adapter = Adapter({}, matched.place.base, metadata=source.metadata)
     return Report(
         file=os.fspath(source.path),
@@ -159,12 +164,12 @@ def examine(source: Source, matched: Match, weights: Weights | None = None) -> R
         trigger_words=adapter.trigger_words,
         metadata=dict(source.metadata),
         hashes=source_hashes(source),
-        canonical_hash=canonical_hash(signature),
-        signature=signature,
+        canonical_hash=canonical_hash(print_),
+        fingerprint=print_,
     )
 
 
-def _row(source: Source, item: Found, measured: Measured, matched: Match) -> Row:
+def _row(source: Source, item: Found, measured: Measured, matched: Match, says: Stated) -> Row:
     dtypes = {role: source.tensors[key].dtype for role, key in item.keys.items()}
     stored = next(dtype for role, dtype in dtypes.items() if role not in ("alpha", "magnitude"))
     return Row(
@@ -175,8 +180,15 @@ def _row(source: Source, item: Found, measured: Measured, matched: Match) -> Row
         shape=matched.place.table[measured.path],
         dtype=str(stored).removeprefix("torch."),
         norm=measured.norm,
+        alpha_from=_alpha_from(item, measured, says),
         algebra="dora" if "magnitude" in item.keys else item.algebra,
     )
+
+
+def _alpha_from(item: Found, measured: Measured, says: Stated) -> str:
+    if "alpha" in item.keys:
+        return "tensor"
+    return "header" if says.alpha(measured.path, measured.rank) is not None else "nowhere"
 
 
 def evidence(source: Source, matched: Match) -> tuple[str, ...]:

@@ -69,6 +69,15 @@ def default_dialect(base: str) -> str:
     return BASES[base].dialect if base in BASES else "diffusers"
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype that a user means; raises :class:`UsageError` for any but the three of LoRA files."""
+    known = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    known |= {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if name not in known:
+        raise UsageError(f"unknown dtype {name!r}; use float16, bfloat16 or float32")
+    return known[name]
+
+
 def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     return {path: layer.weight_shape for path, layer in adapter.layers.items()}
 
