@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,10 @@ def compose(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a run in it is gone on with.")] = Path(
         "glyphbench"
     ),
+    part: Annotated[
+        str | None,
+        typer.Option(help="K/N: only draw every N-th cell, from the K-th; N processes share one --out."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compose unseen subjects with unseen styles by every method, and score them."""
@@ -77,8 +82,20 @@ def compose(
         weight,
     )
     settings = {"base": base, "judge": judge, "split": split, "seeds": seeds, "weight": weight}
-    ledger = _run(plan, roster, out, settings, {"dtype": dtype, "device": device}, as_json)
-    _write(plan, ledger, as_json)
+    share = _share(plan, part) if part else plan
+    ledger = _run(share, roster, out, settings, {"dtype": dtype, "device": device}, as_json)
+    if part:
+        typer.echo(f"{out}: part {part} is done; run once more without --part for the tables", err=True)
+    else:
+        _write(plan, ledger, as_json)
+
+
+def _share(plan: Plan, part: str) -> Plan:
+    """The plan with every N-th cell only: all rows of a cell stay together, so that times compare."""
+    first, _, count = part.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise UsageError(f"--part {part}: write K/N with K from 1 to N, for example 1/4")
+    return replace(plan, cells=plan.cells[int(first) - 1 :: int(count)])
 
 
 def _cells(protocols: list[str], names: Names, roster: Roster, pairs: int, split: str) -> list[Any]:

@@ -52,7 +52,7 @@ class JudgeConfig:
 
     vision: str = "mobilevit"
     width: int = 192
-    text_width: int = 112
+    text_width: int = 96
     text_layers: int = 2
     vocabulary: int = 4096
     subjects: tuple[str, ...] = ()

@@ -1,12 +1,13 @@
 """What a benchmark has done so far, in a folder that survives interruptions.
 
 ``settings.json`` says what the run is and which adapters it used, ``records.jsonl`` has a line per
-finished unit of work, and ``pictures/`` its pictures. A unit that is not in the table is simply done again.
+finished unit of work, and ``pictures/`` its pictures.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -131,7 +132,9 @@ class Ledger:
                     f"{self.folder}: holds a run with other {kind} ({', '.join(other)}); choose another --out"
                 )
         now["adapters"] |= before.get("adapters", {})
-        path.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.replace(path)
 
     def _read(self) -> list[Record]:
         """The records; a last line that was cut off in the middle of writing is taken away."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,8 @@ def read_roster(folder: Path, names: Names) -> Roster:
 
     Raises:
         UsageError: No such folder.
-        FormatError: A damaged file or manifest.
+        FormatError: A damaged file or manifest, or an adapter that was trained on what it is to be
+            measured by.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; --adapters names a folder of .safetensors files")
@@ -84,7 +85,9 @@ def read_roster(folder: Path, names: Names) -> Roster:
     members = {}
     for file in sorted(folder.glob("*.safetensors")):
         about = _header(file) | table.get(file.stem, {})
-        part = _part(file.stem, about.get("cells", ()), names)
+        cells = [tuple(cell) for cell in about.get("cells", ())]
+        _refuse_leaks(file, cells, names)
+        part = _part(file.stem, cells, names)
         if part and part not in members:
             members[part] = Member(part, about.get("trigger", "").split(",")[0].strip(), file)
     return Roster(members, names)
@@ -113,7 +116,17 @@ def _header(file: Path) -> dict[str, Any]:
     return {"trigger": found.get("modelspec.trigger_phrase", ""), "cells": cells}
 
 
-def _part(stem: str, cells: Any, names: Names) -> Part | None:
+def _refuse_leaks(file: Path, cells: Sequence[tuple[str, ...]], names: Names) -> None:
+    """Refuses an adapter that saw one of the artists' pictures that the benchmark compares with."""
+    for subject, look in cells:
+        if subject in names.subjects and look in names.looks:
+            raise FormatError(
+                f"{file}: was trained on {subject} in the style {look}, which the benchmark asks for; "
+                "leave it out, or train it without"
+            )
+
+
+def _part(stem: str, cells: Sequence[tuple[str, ...]], names: Names) -> Part | None:
     """What an adapter adds, or None where the benchmark has no use for it."""
     color = stem.removesuffix("-background").removesuffix("_background")
     if color in names.colours:

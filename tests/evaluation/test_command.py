@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,17 @@ from loracomp.errors import ResourceError, UnknownNameError, UsageError
 from loracomp.evaluation.artwork import read_names
 from loracomp.evaluation.glyph_judge import JudgeConfig, build_clip
 from loracomp.formats import save
+from loracomp.loading import open_base
 
 NAMES = read_names()
+open_once = cache(open_base)
 ADAPTERS = ("watermelon", "bicycle", "mono", "pixel")
+
+
+@pytest.fixture(autouse=True)
+def opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base is read from disk once for all tests here."""
+    monkeypatch.setattr("loracomp.loading.open_base", open_once)
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +93,25 @@ def test_a_run_writes_its_results_and_is_gone_on_with(folder: Path) -> None:
     assert "weight" in str(other.exception)
 
 
+def test_parts_make_a_whole(folder: Path, tmp_path: Path) -> None:
+    words = ("--pairs", "2", "--method", "merge", "--out", str(tmp_path))
+    for part in ("1/2", "2/2"):
+        assert call(folder, *words, "--part", part).exit_code == 0
+        assert not (tmp_path / "table.md").exists()
+    records = (tmp_path / "records.jsonl").read_text()
+    assert call(folder, *words).exit_code == 0
+    assert (tmp_path / "records.jsonl").read_text() == records
+    assert json.loads((tmp_path / "results.json").read_text())["sections"][0]["cells"] == 2
+
+
 def test_wrong_requests_are_one_line(folder: Path, tmp_path: Path) -> None:
     for words, kind in (
         (("--method", "mergge"), UnknownNameError),
         (("--protocol", "9+9"), UnknownNameError),
         (("--split", "train"), UnknownNameError),
         (("--steps", "0"), UsageError),
+        (("--part", "3/2"), UsageError),
+        (("--part", "half"), UsageError),
         (("--adapters", str(tmp_path / "none")), UsageError),
         (("--adapters", str(tmp_path)), ResourceError),
         (("--judge", f"glyph:{tmp_path}"), ResourceError),

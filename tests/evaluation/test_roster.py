@@ -69,3 +69,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(FormatError, match=r"manifest\.json"):
         read_roster(tmp_path, NAMES)
+
+
+def test_adapters_that_saw_the_truth_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "mono", cells=[["cat", "mono"], ["thing-1", "noto"]])
+    assert read_roster(tmp_path, NAMES).has("style", "mono")
+    write(tmp_path, "blobs", cells=[["cat", "blobs"], ["thing-1", "blobs"]])
+    with pytest.raises(FormatError, match=r"blobs\.safetensors: was trained on thing-1"):
+        read_roster(tmp_path, NAMES)
