@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,16 +60,28 @@ def _opened(model: str, weights: str) -> tuple[Any, Any]:
             f"judge {NAME}: open_clip is missing ({error}); pip install 'loracomp[judge]'"
         ) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             clip = open_clip.create_model(model, pretrained=weights)
             return clip, open_clip.get_tokenizer(model)
     except (OSError, RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = str(error).strip().splitlines()[0].split(". ")[0]
         raise ResourceError(
             f"judge {NAME}:{model}/{weights}: neither in the local cache nor to be fetched ({line}); "
             "fetch it once where there is a network, or use --judge glyph"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's warnings and log lines: what goes wrong comes as its exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _normalized(visual: Any, pictures: Tensor) -> Tensor:

@@ -51,21 +51,21 @@ def contact_sheet(
     labels = [_wrapped(label, font, label_width) for label, _ in rows]
     heads = [_wrapped(label, font, cell) for label in columns]
     left = MARGIN + _side(labels, font)
-    total = left + width * (cell + GAP) - GAP + MARGIN
+    places = [left + column * (cell + GAP) for column in range(width)]
+    total = places[-1] + cell + MARGIN
     headline = _wrapped(title, bold, total - 2 * MARGIN)
     top = MARGIN + _height(headline, bold) + max((_height(head, font) for head in heads), default=0)
     tall = [max(cell, _height(label, font)) + GAP for label in labels]
     sheet = Image.new("RGB", (total, top + sum(tall) - GAP + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    _write(pen, (MARGIN, MARGIN), headline, bold)
-    for column, head in enumerate(heads):
-        middle = left + column * (cell + GAP) + cell // 2
-        pen.multiline_text((middle, top - GAP), head, INK, font, anchor="md", align="center")
+    if headline:
+        pen.multiline_text((MARGIN, MARGIN), headline, INK, bold)
+    for x, head in zip(places, heads, strict=False):
+        pen.multiline_text((x + cell // 2, top - GAP), head, INK, font, anchor="md", align="center")
     for (_, pictures), label, height in zip(rows, labels, tall, strict=True):
         pen.multiline_text((left - 2 * GAP, top + cell // 2), label, INK, font, anchor="rm", align="right")
-        for column in range(width):
-            picture = pictures[column] if column < len(pictures) else None
-            _place(sheet, pen, picture, (left + column * (cell + GAP), top), cell)
+        for column, x in enumerate(places):
+            _place(sheet, pen, pictures[column] if column < len(pictures) else None, (x, top), cell)
         top += height
     return sheet
 
@@ -126,8 +126,3 @@ def _side(labels: Sequence[str], font: Any) -> int:
 
 def _height(label: str, font: Any) -> int:
     return round(_box(label, font)[1]) + 2 * GAP if label else 0
-
-
-def _write(pen: Any, corner: tuple[int, int], label: str, font: Any) -> None:
-    if label:
-        pen.multiline_text(corner, label, INK, font)

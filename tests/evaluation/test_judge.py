@@ -137,7 +137,7 @@ def test_names_are_looked_up_with_suggestions() -> None:
         named.style("monos")
 
 
-def test_public_judges_are_registered_and_fail_in_one_line() -> None:
+def test_public_judges_are_registered_and_fail_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     assert set(JUDGES) >= {"glyph", "openclip"}
     named = Vocabulary({"cat": "a photo of a cat"})
     with pytest.raises(UsageError, match="vocabulary"):
@@ -147,6 +147,7 @@ def test_public_judges_are_registered_and_fail_in_one_line() -> None:
     with pytest.raises(ResourceError, match="neither in the local cache") as caught:
         open_judge("openclip:ViT-B-32/no_such_weights", named)
     assert "\n" not in str(caught.value)
+    assert not caplog.records
     with pytest.raises(UnknownNameError):
         open_judge("glypf")
 
