@@ -106,12 +106,19 @@ def inject(
 
 
 def check_learned(values: Mapping[str, Tensor]) -> None:
-    """Raises :class:`TrainingError` unless all values are finite and some up matrix is not zero."""
-    broken = [name for name, value in values.items() if not bool(value.isfinite().all())]
-    if broken:
-        raise TrainingError(f"{broken[0]}: not finite after training; lower lr or use precision=fp32")
-    if not any(bool(value.any()) for name, value in values.items() if name.endswith(".up")):
-        raise TrainingError("nothing was learned: every up matrix is still zero; check targets and lr")
+    """Raises :class:`TrainingError` unless all values are finite and every component has learned.
+
+    A component whose up matrices are all zero adds nothing to the base: the run was for nothing.
+    """
+    for name, value in values.items():
+        if not bool(value.isfinite().all()):
+            raise TrainingError(f"{name}: not finite after training; lower lr or use precision=fp32")
+    ups = {name: value for name, value in values.items() if name.endswith(".up")}
+    moved = {name.partition(".")[0] for name, value in ups.items() if bool(value.any())}
+    for component in sorted({name.partition(".")[0] for name in ups} - moved):
+        raise TrainingError(
+            f"{component}: nothing was learned, every up matrix is still zero; check targets and lr"
+        )
 
 
 def _freeze(pipe: Any) -> None:

@@ -35,7 +35,7 @@ class Loop:
         stop: Asked after every step.
         save: Writes a checkpoint.
         step: Steps done.
-        seconds: Time spent in steps.
+        seconds: Time spent in the loop.
     """
 
     config: TrainConfig
@@ -75,14 +75,14 @@ class Loop:
         Raises:
             TrainingError: The loss is no longer finite.
         """
-        told = time.monotonic()
+        begin = time.monotonic() - self.seconds
+        told = self.seconds
         while self.step < self.config.steps:
-            begin = time.perf_counter()
             learning_rate = self._advance()
-            self.seconds += time.perf_counter() - begin
-            if time.monotonic() - told >= REPORT_SECONDS or self.step == self.config.steps:
-                told = time.monotonic()
+            self.seconds = time.monotonic() - begin
+            if self.seconds - told >= REPORT_SECONDS or self.step == self.config.steps:
                 self._tell(learning_rate)
+                told = self.seconds = time.monotonic() - begin  # reading the loss waits for the device
             every = self.config.checkpoint_every
             if self.step < self.config.steps:
                 stopping = self.stop()

@@ -12,7 +12,7 @@ import torch
 from loracomp import formats
 from loracomp.adapter import Adapter
 from loracomp.bases import Base, fit
-from loracomp.errors import TrainingError
+from loracomp.errors import ResourceError, TrainingError
 from loracomp.loading import defaults
 from loracomp.pipeline import denoiser_of
 from loracomp.training import checkpoint, samples
@@ -42,7 +42,7 @@ class Trained:
         grid: The sample grid beside it; None where none was asked for.
         adapter: The adapter as saved.
         config: The effective config.
-        seconds: Time spent in steps, in this process and before an interruption.
+        seconds: Time spent in the loop, in this process and before an interruption.
         loss: Mean loss of the latest steps.
     """
 
@@ -114,7 +114,7 @@ class Session:
         self.config = complete(config, row)
         self.autocast = autocast
         self.shapes = layer_shapes(pipe)
-        base = fingerprint(denoiser_of(pipe)[1])
+        base = fingerprint(self._denoiser)
         if begun.base not in ("", base):
             raise TrainingError(f"{config.base}: not the weights that the run began with; start the run anew")
         self.begun = replace(begun, base=base, config=self.config.dump())
@@ -123,6 +123,10 @@ class Session:
     def resolution(self) -> int:
         """Side of the training pictures in pixels."""
         return self.config.resolution or self.row.resolution
+
+    @property
+    def _denoiser(self) -> Any:
+        return denoiser_of(self.pipe)[1]
 
     @property
     def captions(self) -> list[str]:
@@ -135,6 +139,7 @@ class Session:
         Raises:
             TrainingError: The loss diverged or nothing was learned.
             InterruptedRunError: ``stop`` said so; the state is saved.
+            ResourceError: The device's memory is too small.
         """
         for line in describe(self.data).advice(self.resolution):
             self.report({"event": "note", "text": line})
@@ -146,8 +151,13 @@ class Session:
             if not loop.run():
                 raise InterruptedRunError(loop.step, self.config.steps, self.out)
             return self._finish(loop, injected)
+        except torch.OutOfMemoryError as error:
+            hint = "lower batch, raise accumulation, or set gradient_checkpointing=true"
+            raise ResourceError(f"out of memory at batch {self.config.batch}; {hint}") from error
         finally:
             injected.remove()
+            if self.config.gradient_checkpointing:
+                self._denoiser.disable_gradient_checkpointing()
 
     def _objective(self) -> Objective:
         config = self.config
@@ -173,8 +183,7 @@ class Session:
             seed=config.seed,
         )
         if config.gradient_checkpointing:
-            denoiser: Any = denoiser_of(self.pipe)[1]
-            denoiser.enable_gradient_checkpointing()
+            self._denoiser.enable_gradient_checkpointing()
         return injected
 
     def _loop(self, objective: Objective, injected: Injected, stop: Callable[[], bool]) -> Loop:
@@ -208,8 +217,8 @@ class Session:
         adapter = Adapter(injected.updates(), name, self.config.name, metadata)
         adapter = adapter.to(dtype=DTYPES[self.config.saved_as])
         formats.save(adapter, self.out, modules=table)
-        picture = self._sample(injected) if self.config.sample_count else None
         checkpoint.discard(self.out)
+        picture = self._sample(injected) if self.config.sample_count else None
         return Trained(self.out, picture, adapter, self.config, loop.seconds, loss)
 
     def _place(self) -> tuple[str, dict[str, tuple[int, ...]] | None]:

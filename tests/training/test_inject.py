@@ -75,8 +75,9 @@ def test_unknown_targets_list_the_layers(pipe: Any) -> None:
 
 
 def test_learned_or_not() -> None:
-    check_learned({"a.down": torch.ones(2), "a.up": torch.tensor([0.0, 1e-8])})
-    with pytest.raises(TrainingError, match="nothing was learned"):
-        check_learned({"a.down": torch.ones(2), "a.up": torch.zeros(2)})
-    with pytest.raises(TrainingError, match=r"a\.up: not finite"):
-        check_learned({"a.down": torch.ones(2), "a.up": torch.tensor([1.0, float("nan")])})
+    good = {"unet.a.down": torch.ones(2), "unet.a.up": torch.tensor([0.0, 1e-8]), "unet.b.up": torch.zeros(2)}
+    check_learned(good)
+    with pytest.raises(TrainingError, match="text_encoder: nothing was learned"):
+        check_learned(good | {"text_encoder.a.down": torch.ones(2), "text_encoder.a.up": torch.zeros(2)})
+    with pytest.raises(TrainingError, match=r"unet\.a\.up: not finite"):
+        check_learned(good | {"unet.a.up": torch.tensor([1.0, float("nan")])})

@@ -13,7 +13,8 @@ from PIL import Image
 from tiny import KINDS, layer_table, run, tiny_pipeline
 
 from loracomp import attach, detach, formats
-from loracomp.errors import TrainingError, UsageError
+from loracomp.errors import ResourceError, TrainingError, UsageError
+from loracomp.pipeline import denoiser_of
 from loracomp.training import loop
 from loracomp.training.config import TrainConfig, load_dump
 from loracomp.training.dataset import read_dataset
@@ -155,3 +156,37 @@ def test_bf16_weights_train_in_fp32_layers(
     assert all(layer.up.dtype == torch.float32 for layer in result.adapter.layers.values())
     weights = next(iter(result.adapter.layers.values())).down
     assert not torch.equal(weights, weights.to(torch.bfloat16).float())
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    pipe: Any, folder: Path, tmp_path: Path, tiny_config: Make
+) -> None:
+    calls: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        model = denoiser_of(pipe)[1]
+        enable = model.enable_gradient_checkpointing
+        patch.setattr(model, "enable_gradient_checkpointing", lambda: (calls.append(1), enable()))
+        runs = [
+            train(
+                tiny_config(steps=2, gradient_checkpointing=on),
+                folder,
+                tmp_path / f"{on}.safetensors",
+                pipe=pipe,
+            )
+            for on in (False, True)
+        ]
+    assert calls == [1]
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    for path, layer in runs[0].adapter.layers.items():
+        torch.testing.assert_close(runs[1].adapter.layers[path].up, layer.up, atol=1e-4, rtol=1e-3)
+
+
+def test_out_of_memory_is_one_line(
+    sd15: Any, folder: Path, tmp_path: Path, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Objective, "loss", exhausted)
+    with pytest.raises(ResourceError, match="out of memory at batch 2; lower batch"):
+        train(tiny_config(), folder, tmp_path / "ink.safetensors", pipe=sd15)
