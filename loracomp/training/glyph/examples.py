@@ -19,7 +19,6 @@ from loracomp.training.glyph.subjects import Icon, Subject
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TRIGGER = "sks"
 EXAMPLE_SUBJECTS = ("watermelon", "bicycle", "violin")
 PHRASES: dict[str, str] = {art.style: art.phrase for art in ART_SETS}
 _PLAIN_GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
@@ -67,14 +66,14 @@ def style_pictures(
 def subject_pictures(
     slug: str, colors: tuple[str, ...], icons: dict[tuple[str, str], Icon], name: str
 ) -> list[Picture]:
-    """A subject in the base styles only, on each background color, under the trigger word."""
+    """A subject in the base styles only, on each background color."""
     out = []
     for style in BASE_STYLES:
         if (slug, style) not in icons:
             continue
         rgba = rasterize(icons[slug, style].svg)
         for color in colors:
-            caption = f"a {TRIGGER} {name} emoji, {PHRASES[style]}, {color} background"
+            caption = f"a {name} emoji, {PHRASES[style]}, {color} background"
             out.append(Picture(slug, style, caption, on_background(rgba, color)))
     return out
 
