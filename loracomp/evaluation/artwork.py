@@ -39,12 +39,14 @@ class Look:
         phrase: What prompts call it.
         filter: Whether it is computed from a picture rather than drawn by an artist.
         paper: Whether it brings its own background.
+        fine: Whether subjects of half the size can still be told apart in it.
     """
 
     name: str
     phrase: str
     filter: bool = False
     paper: bool = False
+    fine: bool = True
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 A protocol is called by its number of subjects plus its number of other adapters:
 
 1+1  a subject and a style or filter
-2+1  two subjects side by side, and a style or filter
+2+1  two subjects side by side, and a style or a fine filter
 1+2  a subject, a style and a filter
 1+3  a subject, a style, a filter and a background color (N = 4)
-2+3  two subjects, a style, a filter and a background color (N = 5)
+2+3  two subjects, a style, a fine filter and a background color (N = 5)
 
 Everything follows from hashes of names, so a cell is the same on every machine and in every subset.
 """
@@ -165,6 +165,8 @@ def _looks(
     """Style and filter of a protocol's cells; None where there is none."""
     styles = [look for look in names.looks.values() if not look.filter and has("style", look.name)]
     filters = [look for look in names.looks.values() if look.filter and has("filter", look.name)]
+    if protocol.startswith("2"):
+        filters = [look for look in filters if look.fine]
     if protocol.endswith("+1"):
         return [(style, None) for style in styles] + [(None, painter) for painter in filters]
     return list(product(styles, filters))

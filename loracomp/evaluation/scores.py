@@ -34,7 +34,11 @@ class Score:
 SCORES = {
     "subject": Score("subject", 2, "share whose subject the judge names first; of two, each in its half"),
     "subject5": Score("subject top 5", 2, "share whose subject is among the judge's first five"),
-    "style": Score("style", 2, "share whose style (the filter, where there is one) the judge names first"),
+    "style": Score(
+        "style",
+        2,
+        "share whose style the judge names first; a style under a filter counts as seen in the artist's",
+    ),
     "background": Score("background", 2, "share whose background color the judge names first"),
     "similarity": Score("similarity", 3, "cosine with the artist's picture in the judge's embedding"),
     "psnr": Score("PSNR dB", 1, "against the artist's picture at its best size and place"),
@@ -56,8 +60,10 @@ def score(judge: Judge, artwork: Artwork, cell: Cell, pictures: Tensor) -> Value
         B values of each of :data:`SCORES`, and one of ``diversity``; None where one has no meaning.
     """
     known = judge.vocabulary
-    top1, top5 = _subject_hits(judge, cell, pictures)
-    styles = judge.styles(pictures).argmax(1) == known.style(cell.look)
+    truth = artwork.truth(cell)[None]
+    views = _views(cell, pictures)
+    top1, top5 = _subject_hits(judge, cell, views)
+    styles = _styles(judge, views) == _wanted_style(judge, cell, truth)
     blank = torch.full((len(pictures),), float("nan"))
     backs = judge.colours(pictures).argmax(1) == known.colour(cell.background) if cell.background else blank
     likeness, decibels = _truth_scores(judge, artwork, cell, pictures)
@@ -88,15 +94,33 @@ def diversity(vectors: Tensor) -> Tensor:
     return 1 - (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
 
 
-def _subject_hits(judge: Judge, cell: Cell, pictures: Tensor) -> tuple[Tensor, Tensor]:
+def _views(cell: Cell, pictures: Tensor) -> tuple[Tensor, ...]:
+    """What the judge looks at: the picture, or of two subjects each half, enlarged."""
+    return halves(pictures) if len(cell.subjects) == 2 else (pictures,)
+
+
+def _styles(judge: Judge, views: tuple[Tensor, ...]) -> Tensor:
+    """The likeliest style over all views, (B,)."""
+    return torch.stack([judge.styles(view) for view in views]).mean(0).argmax(1)
+
+
+def _wanted_style(judge: Judge, cell: Cell, truth: Tensor) -> Tensor | int:
+    """The style's column; of a style under a filter, whichever the judge sees in the artist's picture."""
+    if cell.style and cell.filter:
+        return _styles(judge, _views(cell, truth))
+    return judge.vocabulary.style(cell.look)
+
+
+def _subject_hits(judge: Judge, cell: Cell, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Share of the cell's subjects found first and among five, (B,) each.
 
     Two subjects are looked for in the two halves, in whichever order is likelier.
     """
     columns = [judge.vocabulary.subject(slug) for slug in cell.subjects]
+    found = [judge.subjects(view) for view in views]
     if len(columns) == 1:
-        return _hits(judge.subjects(pictures), columns[0])
-    left, right = (judge.subjects(half) for half in halves(pictures))
+        return _hits(found[0], columns[0])
+    left, right = found
     straight = left[:, columns[0]] + right[:, columns[1]]
     crossed = left[:, columns[1]] + right[:, columns[0]]
     orders = []
