@@ -109,7 +109,7 @@ def test_ctrl_c_saves_and_resume_finishes(folder: Path, base: Path, tmp_path: Pa
         next(line for line in lines if '"event": "step"' in line)
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=300) == 130
     assert "finishing this step" in rest
     assert f"train resume {out}" in rest
     assert (tmp_path / "ink.safetensors.ckpt" / "state.safetensors").is_file()

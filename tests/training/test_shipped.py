@@ -11,7 +11,7 @@ import pytest
 from loracomp import formats, library
 from loracomp.errors import TrainingError, UnknownNameError
 from loracomp.training.glyph.splits import unseen_subjects
-from loracomp.training.shipped import ITEMS, LARGEST, check_cells, command, make, make_config
+from loracomp.training.shipped import LARGEST, check_cells, command, items, make, make_config
 
 SHIPPED = sorted(library.manifest())
 
@@ -44,7 +44,8 @@ def test_cells_that_would_spoil_the_measurement_are_refused() -> None:
 
 
 def test_items_are_four_styles_and_four_unseen_subjects() -> None:
-    names = {kind: {item.name for item in ITEMS if item.kind == kind} for kind in ("style", "subject")}
+    made = items().values()
+    names = {kind: {item.name for item in made if item.kind == kind} for kind in ("style", "subject")}
     assert len(names["style"]) >= 4
     assert len(names["subject"]) >= 4
     assert names["subject"] <= unseen_subjects()
@@ -58,7 +59,7 @@ def test_missing_data_and_unknown_names(tmp_path: Path) -> None:
 
 
 def test_command_parses_to_the_same_config() -> None:
-    item = ITEMS[-1]
+    item = items()["light-bulb"]
     config = make_config({"name": item.name, "kind": item.kind, "trigger": item.trigger})
     words = shlex.split(command(item, config))
     values = dict(zip(words[4::2], words[5::2], strict=True))
