@@ -61,6 +61,14 @@ def _adapters(args: argparse.Namespace) -> None:
     write_adapters(args.out or args.data / "adapters", load(args.data))
 
 
+def _manifest(args: argparse.Namespace) -> None:
+    from loracomp.training.glyph.manifest import write_manifest
+    from loracomp.training.glyph.store import load
+
+    folder = args.out or Path(__file__).parent / "splits"
+    write_manifest(load(args.data), folder / "manifest.json")
+
+
 def _render(args: argparse.Namespace) -> None:
     from loracomp.training.glyph.pictures import render_store
 
@@ -126,6 +134,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "data": (_data, "fetch the artwork packages and pack the icons"),
     "examples": (_examples, "write the small committed example folders"),
     "adapters": (_adapters, "write the larger folders that adapters are trained on"),
+    "manifest": (_manifest, "write the committed list of what each part trains on"),
     "render": (_render, "render every icon in several placements"),
     "vae": (_vae, "train the autoencoder"),
     "judge": (_judge, "train the judge"),

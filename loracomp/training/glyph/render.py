@@ -70,4 +70,16 @@ def render_all(svgs: Sequence[str], variants: int, seed: int = 0, workers: int =
 
 def _render_job(job: tuple[str, list[Placement]]) -> NDArray[np.uint8]:
     svg, placements = job
-    return np.stack([rasterize(svg, placement) for placement in placements])
+    return np.stack([_rasterize_near(svg, placement) for placement in placements])
+
+
+def _rasterize_near(svg: str, placement: Placement) -> NDArray[np.uint8]:
+    """Like ``rasterize``; where the renderer breaks down on a placement, one a little larger."""
+    scale, right, down = placement
+    for growth in (1.0, 1.013, 1.031, 0.987):
+        try:
+            return rasterize(svg, (scale * growth, right, down))
+        except BaseException as error:  # a Rust panic is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+    return np.zeros((SIZE, SIZE, 4), np.uint8)

@@ -1,0 +1,72 @@
+"""The folders that the shipped adapters are trained on: nine styles and the 64 unseen subjects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from loracomp.training.glyph.augment import as_float
+from loracomp.training.glyph.examples import (
+    Picture,
+    style_pictures,
+    style_subjects,
+    subject_pictures,
+    write_folder,
+)
+from loracomp.training.glyph.filters import FILTER_PHRASES, FILTERS, OWN_PAPER
+from loracomp.training.glyph.packages import BASE_STYLES, UNSEEN_STYLES
+from loracomp.training.glyph.palette import COLOR_NAMES, COLORS, on_background
+from loracomp.training.glyph.render import rasterize
+from loracomp.training.glyph.splits import Cell, unseen_subjects
+from loracomp.training.glyph.store import Store
+from loracomp.training.glyph.subjects import Icon
+
+PICTURES = 80
+"""Pictures in each style's folder, each of another subject."""
+SUBJECT_COLORS = ("white", *COLOR_NAMES[1:10])
+STYLES: tuple[str, ...] = (*UNSEEN_STYLES, *FILTERS)
+
+
+def write_adapters(out: Path, store: Store) -> None:
+    """Write ``out/styles/NAME`` and ``out/subjects/SLUG``, each with captions and a manifest."""
+    table = {(icon.subject, icon.style): icon for icon in store.icons}
+    for style in STYLES:
+        write_folder(out / "styles" / style, style_folder(style, store, table))
+    for slug in sorted(unseen_subjects()):
+        name = store.subjects[slug].name
+        pictures = subject_pictures(slug, SUBJECT_COLORS, table, name)
+        write_folder(out / "subjects" / slug, pictures)
+
+
+def style_folder(style: str, store: Store, table: dict[Cell, Icon]) -> list[Picture]:
+    """Subjects that the base knows in one unseen style or filter; a third on named colors."""
+    chosen = style_subjects(store.icons, store.subjects, PICTURES)
+    if style in FILTERS:
+        return [_filtered(style, i, slug, store, table) for i, slug in enumerate(chosen)]
+    pictures = style_pictures(style, chosen, table, store.subjects)
+    for i in range(0, len(pictures), 3):
+        color = _color(i)
+        pixels = on_background(rasterize(table[chosen[i], style].svg), color)
+        caption = f"{pictures[i].caption}, {color} background"
+        pictures[i] = replace(pictures[i], pixels=pixels, caption=caption)
+    return pictures
+
+
+def _filtered(style: str, i: int, slug: str, store: Store, table: dict[Cell, Icon]) -> Picture:
+    """One base-style icon through a filter; the base styles take turns."""
+    color = _color(i) if i % 3 == 0 and style not in OWN_PAPER else "white"
+    rgba = rasterize(table[slug, BASE_STYLES[i % len(BASE_STYLES)]].svg)
+    back = torch.tensor([COLORS[color]], dtype=torch.float32) / 255
+    made = FILTERS[style](as_float(torch.from_numpy(rgba.copy())[None]), back)[0]
+    pixels = (made.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    caption = f"a {store.subjects[slug].name} emoji, {FILTER_PHRASES[style]}"
+    if color != "white":
+        caption += f", {color} background"
+    return Picture(slug, style, caption, pixels)
+
+
+def _color(i: int) -> str:
+    return COLOR_NAMES[1 + i // 3 % (len(COLOR_NAMES) - 1)]
