@@ -169,7 +169,7 @@ def diagnose(
             weights = folder_weights(base_folder)
         with Source(file, limits) as source:
             matched = match(source, base)
-            report = examine(source, matched, weights)
+            report = examine(source, matched, weights, whole=False)
             found = findings(report)
             if weights is not None:
                 found += tuple(_intruders(source, report, weights))

@@ -36,6 +36,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_HUGE = 1 << 63
 _DEEP = re.compile(rb"[\[{]")
 
 
@@ -215,27 +216,30 @@ def _checked(table: dict[str, Any], begin: int, size: int, name: str, limits: Li
 
 
 def _tensor(key: str, entry: Any, begin: int, name: str, limits: Limits) -> TensorInfo:
-    label = printable(key)
     if len(key) > limits.key_chars or not key.isprintable():
-        raise _damaged(name, f"has a tensor with the unusable name {label!r}")
+        raise _damaged(name, f"has a tensor with the unusable name {printable(key)!r}")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise _damaged(name, f"has an incomplete entry for the tensor {label!r}")
+        raise _damaged(name, f"has an incomplete entry for the tensor {printable(key)!r}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(
-            f"{name}: tensor {label!r} has the dtype {printable(str(dtype))}; save it as F16 or F32"
-        )
+        what = f"tensor {printable(key)!r} has the dtype {printable(str(dtype))}"
+        raise FormatError(f"{name}: {what}; save it as F16 or F32")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > limits.axes:
-        raise _damaged(name, f"has an impossible shape or position for the tensor {label!r}")
+        raise _damaged(name, f"has an impossible shape or position for the tensor {printable(key)!r}")
     extent = DTYPES[dtype].itemsize
     for side in shape:
         extent *= side
     if offsets[1] - offsets[0] != extent:
-        raise _damaged(
-            name, f"gives the tensor {label!r} {offsets[1] - offsets[0]} bytes where its shape needs {extent}"
-        )
+        given = offsets[1] - offsets[0]
+        raise _damaged(name, f"gives the tensor {printable(key)!r} {given} bytes where its shape needs {extent}")
     return TensorInfo(DTYPES[dtype], tuple(shape), begin + offsets[0], begin + offsets[1])
 
 
 def _sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
+    if not isinstance(values, list):
+        return False
+    # A loop, not a generator: this runs twice per tensor, and bool, which JSON's true becomes, is an int.
+    for value in values:
+        if type(value) is not int or not 0 <= value < _HUGE:  # noqa: SIM110
+            return False
+    return True

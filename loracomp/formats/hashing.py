@@ -19,7 +19,7 @@ _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 def hashes(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> dict[str, str]:
     """Hashes of a LoRA file: ``sha256``, ``autov2``, ``autov3`` and ``sshs_model_hash``.
 
-    ``sshs_model_hash`` is recomputed from the tensors, whatever the header claims. One pass.
+    ``sshs_model_hash`` is recomputed from the tensors, whatever the header claims.
 
     Raises:
         FormatError: The gate refuses the file.
@@ -28,19 +28,14 @@ def hashes(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> dic
         return source_hashes(source)
 
 
-def source_hashes(source: Source) -> dict[str, str]:
-    """The same for an open file."""
-    whole, tensors = hashlib.sha256(), hashlib.sha256()
-    for chunk, data in source.bytes():
-        whole.update(chunk)
-        if data:
-            tensors.update(chunk)
-    return named_hashes(whole.hexdigest(), tensors.hexdigest())
-
-
-def named_hashes(whole: str, tensors: str) -> dict[str, str]:
-    """The hashes by name, from the SHA-256 of the file and of its tensor bytes (hexadecimal)."""
-    return {"sha256": whole, "autov2": whole[:10], "autov3": tensors[:12], "sshs_model_hash": tensors}
+def source_hashes(source: Source, *, whole: bool = True) -> dict[str, str]:
+    """The same for an open file, those of the tensors alone where ``whole`` is False (half the time)."""
+    content = source.content_hash()
+    found = {"autov3": content[:12], "sshs_model_hash": content}
+    if not whole:
+        return found
+    file = source.file_hash()
+    return {"sha256": file, "autov2": file[:10], **found}
 
 
 def legacy_hash(chunks: Iterable[bytes]) -> str:

@@ -9,7 +9,7 @@ import torch
 from loracomp.formats.matrices import Matrix, blocks
 from loracomp.formats.native import Module
 from loracomp.formats.pieces import split
-from loracomp.formats.sketches import PROBES, probes, sketch_factors, sketch_rows
+from loracomp.formats.sketches import PROBES, probes, sketch_rows
 from loracomp.lowrank import LowRank
 
 
@@ -40,10 +40,30 @@ def measure(update: LowRank | Matrix, module: Module) -> list[Measured]:
 
 
 def _factored(path: str, layer: LowRank) -> Measured:
-    up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-    square = float(((up.T @ up).double() * (down @ down.T).double()).sum())
+    square, sketch = _grams(path, layer, torch.float32)
+    if not 0 < square < float("inf"):
+        # Zero or beyond float32: entries below 1e-10 or above 1e8 need the wider range.
+        square, sketch = _grams(path, layer, torch.float64)
     size = abs(layer.scale) * max(square, 0.0) ** 0.5
-    return Measured(path, layer.rank, layer.scale, size, sketch_factors(path, up, down, layer.scale))
+    return Measured(path, layer.rank, layer.scale, size, tuple(v * layer.scale for v in sketch))
+
+
+def _grams(path: str, layer: LowRank, dtype: torch.dtype) -> tuple[float, list[float]]:
+    """‖up · down‖² and the sketch of up · down.
+
+    One product per factor: the probes stand beside the factor in one buffer, so the r × r Gram matrix
+    and the factor's products with the probes come out together.
+    """
+    up, down = layer.up.flatten(1), layer.down.flatten(1)
+    rank = layer.rank
+    left, right = probes(path, up.shape[0], down.shape[1])
+    beside = torch.empty(up.shape[0], rank + PROBES, dtype=dtype)
+    beside[:, :rank], beside[:, rank:] = up, left
+    below = torch.empty(rank + PROBES, down.shape[1], dtype=dtype)
+    below[:rank], below[rank:] = down, right.T
+    first, second = beside[:, :rank].T @ beside, below[:rank] @ below.T
+    products = (first * second).sum(0, dtype=torch.float64).tolist()
+    return sum(products[:rank]), products[rank:]
 
 
 def _dense(path: str, rows: tuple[tuple[int, int], ...], update: Matrix) -> Measured:

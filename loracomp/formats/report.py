@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 from loracomp.adapter import Adapter
@@ -67,7 +67,7 @@ class Report:
         outliers: Robust z-score of the log norm by path, for layers that stand out.
         trigger_words: Words that call the adapter.
         metadata: The header's strings.
-        hashes: ``sha256``, ``autov2``, ``autov3``, ``sshs_model_hash``.
+        hashes: ``autov3``, ``sshs_model_hash`` and, where asked for, ``sha256`` and ``autov2``.
         canonical_hash: Name of the update itself, the same in every dialect, gauge and dtype.
         fingerprint: 64 numbers that tell duplicates, see :mod:`loracomp.formats.sketches`.
     """
@@ -128,22 +128,25 @@ def inspect(
         return examine(source, matched, weights)
 
 
-def examine(source: Source, matched: Match, weights: Weights | None = None) -> Report:
-    """The report on an open file that fits a base."""
+def examine(
+    source: Source, matched: Match, weights: Weights | None = None, *, whole: bool = True
+) -> Report:
+    """The report on an open file that fits a base; ``whole`` hashes the header's bytes too (AutoV2)."""
     says = stated(source.metadata, source.path)
     damaged: dict[str, str] = {}
     unmatched = dict(matched.unmatched)
     rows: list[Row] = []
     sketches: list[tuple[str, tuple[float, ...]]] = []
-    for item in matched.found:
+    source.start_hash()
+    for item in sorted(matched.found, key=lambda found: _place(source, found)):
         try:
-            update = read(source, item, says, weights)
+            measures = _measures(source, item, says, weights)
         except UnusableError as error:
             damaged[item.name] = str(error)
             continue
         if "magnitude" in item.keys and weights is None:
             unmatched[item.keys["magnitude"]] = NEEDS_WEIGHTS
-        for measured in measure(update, item.module):
+        for measured in measures:
             rows.append(_row(source, item, measured, matched, says))
             sketches.append((measured.path, measured.sketch))
     rows.sort(key=lambda row: row.path)
@@ -163,10 +166,23 @@ def examine(source: Source, matched: Match, weights: Weights | None = None) -> R
         outliers=outliers({row.path: row.norm / prod(row.shape) ** 0.5 for row in rows}),
         trigger_words=adapter.trigger_words,
         metadata=dict(source.metadata),
-        hashes=source_hashes(source),
+        hashes=source_hashes(source, whole=whole),
         canonical_hash=canonical_hash(print_),
         fingerprint=print_,
     )
+
+
+def _place(source: Source, item: Found) -> int:
+    """Where a module's factors begin, so that the file is read once and from front to back."""
+    return min(source.tensors[key].begin for role, key in item.keys.items() if role != "alpha")
+
+
+def _measures(source: Source, item: Found, says: Stated, weights: Weights | None) -> list[Measured]:
+    """The layers of a module, measured; values that are not finite show in the norm or the sketch."""
+    measures = measure(read(source, item, says, weights, check=False), item.module)
+    if not all(isfinite(part.norm + sum(map(abs, part.sketch))) for part in measures):
+        read(source, item, says, weights)
+    return measures
 
 
 def _row(source: Source, item: Found, measured: Measured, matched: Match, says: Stated) -> Row:

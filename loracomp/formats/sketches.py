@@ -47,13 +47,6 @@ def probes(path: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return _pool_rows(seed % _SPREAD, rows), _pool_rows(_POOL // 2 + seed // _SPREAD % _SPREAD, columns)
 
 
-def sketch_factors(path: str, up: Tensor, down: Tensor, scale: float) -> tuple[float, ...]:
-    """The sketch of scale · up · down, from float32 matrices."""
-    left, right = probes(path, up.shape[0], down.shape[1])
-    values = ((left.T @ up) * (down @ right).T).sum(1, dtype=torch.float64) * scale
-    return tuple(values.tolist())
-
-
 def sketch_rows(left: Tensor, block: Tensor, right: Tensor) -> Tensor:
     """The share of a block of dense rows in the sketch: u (rows, 4), block, v (columns, 4)."""
     return (left * (block @ right)).sum(0, dtype=torch.float64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -38,6 +39,8 @@ class Source:
         self.label = printable(os.fspath(path), 200)
         self.limits = limits
         self._handle, size = open_file(path, limits)
+        self._hash = None
+        self._hashed = 0
         try:
             self.header: Header = read_header(self._handle, size, self.label, limits)
         except BaseException:
@@ -65,17 +68,42 @@ class Source:
     def tensor(self, key: str) -> Tensor:
         """The tensor ``key``, read into memory of its own."""
         info = self.tensors[key]
-        return self._read(info.begin, info.end).view(info.dtype).reshape(info.shape)
+        raw = torch.empty(info.end - info.begin, dtype=torch.uint8)
+        window = memoryview(raw.numpy().data)
+        self._fill(window, info.begin)
+        if self._hash is not None and info.begin >= self._hashed:
+            self._hash_until(info.begin)
+            self._hash.update(window)
+            self._hashed = info.end
+        return raw.view(info.dtype).reshape(info.shape)
 
-    def _read(self, begin: int, end: int) -> Tensor:
-        raw = torch.empty(end - begin, dtype=torch.uint8)
-        window, done = memoryview(raw.numpy().data), 0
+    def start_hash(self) -> None:
+        """From here on, tensors that are read in file order are hashed on the way."""
+        self._hash, self._hashed = hashlib.sha256(), self.header.data_begin
+
+    def content_hash(self) -> str:
+        """SHA-256 of all tensor bytes, hexadecimal; only what was not read since the start is read now."""
+        if self._hash is None:
+            self.start_hash()
+        self._hash_until(self.header.size)
+        return self._hash.hexdigest() if self._hash else ""
+
+    def _hash_until(self, end: int, chunk: int = 1 << 20) -> None:
+        buffer = memoryview(bytearray(min(chunk, max(end - self._hashed, 0))))
+        while self._hash is not None and self._hashed < end:
+            window = buffer[: end - self._hashed]
+            self._fill(window, self._hashed)
+            self._hash.update(window)
+            self._hashed += len(window)
+
+    def _fill(self, window: memoryview, begin: int) -> None:
+        """Fills a window with the file's bytes from ``begin`` on."""
+        done = 0
         while done < len(window):
             count = os.preadv(self._handle, [window[done:]], begin + done)
             if count == 0:
                 raise FormatError(f"{self.label}: became shorter while it was read; read it again")
             done += count
-        return raw
 
     def scalar(self, key: str) -> float:
         """The only value of the tensor ``key``; raises :class:`FormatError` if it has none or several."""
@@ -86,9 +114,12 @@ class Source:
             raise FormatError(f"{self.label}: {what}; save it again")
         return float(value)
 
-    def bytes(self, chunk: int = 1 << 20) -> Iterator[tuple[memoryview, bool]]:
-        """All bytes in chunks, each with whether it is tensor data; a chunk is valid until the next."""
-        begin, size = self.header.data_begin, self.header.size
-        for start, stop, data in ((0, begin, False), (begin, size, True)):
-            for position in range(start, stop, chunk):
-                yield memoryview(self._read(position, min(position + chunk, stop)).numpy().data), data
+    def file_hash(self, chunk: int = 1 << 20) -> str:
+        """SHA-256 of the whole file, hexadecimal."""
+        state, size = hashlib.sha256(), self.header.size
+        buffer = memoryview(bytearray(min(chunk, size)))
+        for begin in range(0, size, chunk):
+            window = buffer[: min(chunk, size - begin)]
+            self._fill(window, begin)
+            state.update(window)
+        return state.hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -27,10 +27,14 @@ class UnusableError(ValueError):
     """A module's values cannot be used; the message names the tensor."""
 
 
-def read(source: Source, item: Found, says: Stated, weights: Weights | None = None) -> LowRank | Matrix:
+def read(
+    source: Source, item: Found, says: Stated, weights: Weights | None = None, *, check: bool = True
+) -> LowRank | Matrix:
     """The update of one module, low-rank ones in the shape of the base's weight.
 
-    DoRA magnitudes are taken into account where the base's weights are given, else left out.
+    DoRA magnitudes are taken into account where the base's weights are given, else left out. Who
+    measures the update anyway leaves out the check for finite values and calls :func:`check_finite`
+    where the measure is not finite.
 
     Raises:
         UnusableError: NaN or infinite values, or a rank beyond the limit.
@@ -40,15 +44,15 @@ def read(source: Source, item: Found, says: Stated, weights: Weights | None = No
         raise UnusableError(
             f"the module {printable(item.name)!r} has rank {item.rank}, above the limit {limit}"
         )
-    roles = [role for role in item.keys if role != "alpha"]
+    roles = sorted(item.keys.keys() - {"alpha"}, key=lambda role: source.tensors[item.keys[role]].begin)
     factors = {role: source.tensor(item.keys[role]) for role in roles}
     for role, values in factors.items():
         if not values.is_floating_point():
             raise UnusableError(
                 f"the tensor {printable(item.keys[role])!r} holds {values.dtype}, no fractions"
             )
-        if not finite(values):
-            raise UnusableError(f"the tensor {printable(item.keys[role])!r} holds NaN or infinite values")
+    if check:
+        check_finite(item, factors)
     magnitude = factors.pop("magnitude", None)
     update = ALGEBRAS[item.algebra].build(factors, strength(source, item, says))
     if isinstance(update, LowRank):
@@ -56,6 +60,13 @@ def read(source: Source, item: Found, says: Stated, weights: Weights | None = No
     if magnitude is None or weights is None:
         return update
     return _decomposed(item, update, magnitude, weights)
+
+
+def check_finite(item: Found, factors: Mapping[str, Tensor]) -> None:
+    """Raises :class:`UnusableError` naming the first tensor with NaN or infinite values."""
+    for role, values in factors.items():
+        if not finite(values):
+            raise UnusableError(f"the tensor {printable(item.keys[role])!r} holds NaN or infinite values")
 
 
 def strength(source: Source, item: Found, says: Stated) -> float | None:
