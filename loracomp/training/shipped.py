@@ -52,29 +52,41 @@ class Item:
 
         if self.kind == "style":
             return [f"a {subject} emoji, {self.trigger}" for subject in PICTURED]
-        return [f"a {self.trigger} emoji, {art.phrase}" for art in ART_SETS if art.seen]
+        return [f"a {self.trigger} emoji, {art.phrase}, white background" for art in ART_SETS if art.seen]
 
 
-ITEMS = (
-    Item("mono", "style", "mono style"),
-    Item("fluent", "style", "fluent style"),
-    Item("blobs", "style", "blobs style"),
-    Item("pixel", "style", "pixel style"),
-    Item("watermelon", "subject", "sks watermelon"),
-    Item("bicycle", "subject", "sks bicycle"),
-    Item("violin", "subject", "sks violin"),
-    Item("light-bulb", "subject", "sks light bulb"),
-)
+SHIPPED = ("mono", "fluent", "blobs", "pixel", "watermelon", "bicycle", "violin", "light-bulb")
+"""The adapters inside the package; the benchmark's others are made where they are needed."""
 
 
-def make(data: Path, out: Path, names: Iterable[str] = (), device: str = "auto") -> dict[str, Any]:
-    """Trains shipped adapters and writes files, thumbnails and ``manifest.json``.
+def items(bench: bool = False) -> dict[str, Item]:
+    """The adapters that can be made, by name.
+
+    Args:
+        bench: The benchmark's too: all styles and filters, and all subjects that the base never saw.
+    """
+    from loracomp.training.glyph.adapters import STYLES
+    from loracomp.training.glyph.examples import PHRASES
+    from loracomp.training.glyph.filters import FILTER_PHRASES
+    from loracomp.training.glyph.splits import unseen_subjects
+
+    phrases = PHRASES | FILTER_PHRASES
+    made = [Item(name, "style", phrases[name]) for name in STYLES]
+    made += [Item(slug, "subject", slug.replace("-", " ")) for slug in sorted(unseen_subjects())]
+    return {item.name: item for item in made if bench or item.name in SHIPPED}
+
+
+def make(
+    data: Path, out: Path, names: Iterable[str] = (), device: str = "auto", bench: bool = False
+) -> dict[str, Any]:
+    """Trains adapters and writes files, thumbnails and ``manifest.json``.
 
     Args:
         data: The recipe's data folder.
         out: Where to write.
         names: Which ones; all where none is named. Entries of the others are kept.
         device: Where to train.
+        bench: Make the benchmark's adapters too.
 
     Returns:
         The manifest.
@@ -85,7 +97,7 @@ def make(data: Path, out: Path, names: Iterable[str] = (), device: str = "auto")
     """
     from loracomp.loading import open_base
 
-    known = {item.name: item for item in ITEMS}
+    known = items(bench)
     for name in (wanted := tuple(names) or tuple(known)):
         if name not in known:
             raise UnknownNameError("shipped adapter", name, known)
@@ -177,9 +189,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="may be repeated")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--bench", action="store_true", help="the benchmark's adapters too")
     args = parser.parse_args(arguments)
     try:
-        made = make(args.data, args.out, args.only, args.device)
+        made = make(args.data, args.out, args.only, args.device, args.bench)
     except LoracompError as error:
         print(f"shipped: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

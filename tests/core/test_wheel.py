@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,7 +26,11 @@ print(*names)
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Interpreter of an environment that has the wheel, and the dependencies by path only."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    source = folder / "source"
+    shutil.copytree(ROOT / "loracomp", source / "loracomp", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
     subprocess.run(build, check=True, capture_output=True, cwd=folder)
     venv.create(folder / "env", with_pip=False)
     python = folder / "env" / "bin" / "python"
