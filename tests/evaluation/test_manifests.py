@@ -1,4 +1,8 @@
-"""No picture of an unseen subject in an unseen style was shown to anything that ships, but the judge."""
+"""No picture of an unseen subject in an unseen style was shown to anything that ships, but the judge.
+
+One part breaks the rule today, and its test says so: the autoencoder. It knows no subjects and no words,
+so composition cannot be remembered by it, but pixels of the truth may come out a little better.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from safetensors import safe_open
 import loracomp
 from loracomp.evaluation.artwork import read_names
 from loracomp.training.glyph.packages import BASE_STYLES
-from loracomp.training.glyph.splits import denoiser_may_see, unseen_subjects
+from loracomp.training.glyph.splits import committed, denoiser_may_see, judge_held_out, unseen_subjects
 from loracomp.training.glyph.subjects import Icon
 
 PACKAGE = Path(loracomp.__file__).parent
@@ -49,6 +53,27 @@ def test_the_denoiser_sees_neither_unseen_subjects_nor_unseen_styles() -> None:
         for slug in (*sorted(unseen_subjects()), "cat"):
             seen = denoiser_may_see(Icon(slug, look, ""))
             assert seen == (slug not in NAMES.subjects and look in BASE_STYLES)
+
+
+KNOWN_LEAK = pytest.mark.xfail(
+    strict=True, reason="glyph's autoencoder was trained on the unseen subjects in the unseen styles, too"
+)
+
+
+@pytest.mark.parametrize("part", ["denoiser", pytest.param("vae", marks=KNOWN_LEAK)])
+def test_no_part_of_the_base_saw_the_truth(part: str) -> None:
+    seen = committed("manifest.json")[part]
+    assert sum(map(len, seen.values())) > 1000
+    assert not leaks([[slug, style] for style, slugs in seen.items() for slug in slugs])
+
+
+def test_the_manifest_of_the_base_names_every_part_that_is_trained() -> None:
+    table = committed("manifest.json")
+    assert set(table) == {"vae", "denoiser", "judge"}
+    assert set(table["denoiser"]) == set(BASE_STYLES)
+    assert not {slug for slugs in table["denoiser"].values() for slug in slugs} & unseen_subjects()
+    cells = {(slug, style) for style, slugs in table["judge"].items() for slug in slugs}
+    assert not cells & judge_held_out()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("manifest.json")), ids=lambda p: p.parent.name)
