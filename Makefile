@@ -45,6 +45,7 @@ assets: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[glyph]"
 	$(BIN)/python -m loracomp.training.tables
 	$(BIN)/python -m loracomp.training.glyph data --out .data
+	$(BIN)/python -m loracomp.training.glyph adapters --data .data
 	$(BIN)/python -m loracomp.training.shipped --data .data --out loracomp/assets/adapters
 
 clean:
