@@ -231,15 +231,12 @@ def _tensor(key: str, entry: Any, begin: int, name: str, limits: Limits) -> Tens
         extent *= side
     if offsets[1] - offsets[0] != extent:
         given = offsets[1] - offsets[0]
-        raise _damaged(name, f"gives the tensor {printable(key)!r} {given} bytes where its shape needs {extent}")
+        raise _damaged(
+            name, f"gives the tensor {printable(key)!r} {given} bytes where its shape needs {extent}"
+        )
     return TensorInfo(DTYPES[dtype], tuple(shape), begin + offsets[0], begin + offsets[1])
 
 
 def _sizes(values: Any) -> bool:
-    if not isinstance(values, list):
-        return False
-    # A loop, not a generator: this runs twice per tensor, and bool, which JSON's true becomes, is an int.
-    for value in values:
-        if type(value) is not int or not 0 <= value < _HUGE:  # noqa: SIM110
-            return False
-    return True
+    # Not isinstance: bool, which JSON's true becomes, is an int.
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < _HUGE for value in values)

@@ -113,7 +113,7 @@ class Kronecker:
         u, v = self.up, self.down
         if u is None:
             u, v = _trivial(self.down)
-        return torch.kron(x.contiguous(), u.contiguous()) * self.scale, torch.kron(y, v.contiguous())
+        return _kron(x, u) * self.scale, _kron(y, v)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,12 @@ class Dense:
     def factors(self) -> tuple[Tensor, Tensor]:
         """The matrix and an identity of its smaller side."""
         return _trivial(self.values)
+
+
+def _kron(left: Tensor, right: Tensor) -> Tensor:
+    """left ⊗ right; torch.kron refuses some strides of one-row matrices."""
+    rows, columns = left.shape[0] * right.shape[0], left.shape[1] * right.shape[1]
+    return (left[:, None, :, None] * right[None, :, None, :]).reshape(rows, columns)
 
 
 def _trivial(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,7 @@ def load_parts(
     for item in matched.found:
         try:
             update = read(source, item, says, weights)
+            layer, missed = low_rank(item, update, rank)
         except UnusableError as error:
             if strict:
                 advice = "train or download it again, or allow a partial load without it"
@@ -107,7 +108,6 @@ def load_parts(
             continue
         if "magnitude" in item.keys and weights is None:
             out.problems[item.keys["magnitude"]] = NEEDS_WEIGHTS
-        layer, missed = low_rank(update, item.module.shape, rank)
         if missed:
             out.errors[item.name] = missed
         for path, part in split(layer, item.module).items():

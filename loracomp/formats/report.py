@@ -128,9 +128,7 @@ def inspect(
         return examine(source, matched, weights)
 
 
-def examine(
-    source: Source, matched: Match, weights: Weights | None = None, *, whole: bool = True
-) -> Report:
+def examine(source: Source, matched: Match, weights: Weights | None = None, *, whole: bool = True) -> Report:
     """The report on an open file that fits a base; ``whole`` hashes the header's bytes too (AutoV2)."""
     says = stated(source.metadata, source.path)
     damaged: dict[str, str] = {}
@@ -182,6 +180,7 @@ def _measures(source: Source, item: Found, says: Stated, weights: Weights | None
     measures = measure(read(source, item, says, weights, check=False), item.module)
     if not all(isfinite(part.norm + sum(map(abs, part.sketch))) for part in measures):
         read(source, item, says, weights)
+        raise UnusableError(f"the module {printable(item.name)!r} has values too large to be multiplied")
     return measures
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Source:
         self.label = printable(os.fspath(path), 200)
         self.limits = limits
         self._handle, size = open_file(path, limits)
-        self._hash = None
+        self._hash: Any = None  # hashlib does not name the type of its hashes
         self._hashed = 0
         try:
             self.header: Header = read_header(self._handle, size, self.label, limits)

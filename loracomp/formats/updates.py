@@ -103,9 +103,15 @@ def shaped(layer: LowRank, shape: tuple[int, ...]) -> LowRank:
     return LowRank(down, layer.up.reshape(*layer.up.shape[:2], *tail), layer.alpha)
 
 
-def low_rank(update: LowRank | Matrix, shape: tuple[int, ...], limit: int) -> tuple[LowRank, float]:
-    """The update in factors, and the relative Frobenius error of that (0 where exact)."""
+def low_rank(item: Found, update: LowRank | Matrix, limit: int) -> tuple[LowRank, float]:
+    """The update in factors, and the relative Frobenius error of that (0 where exact).
+
+    Raises:
+        UnusableError: Values so large that their products are infinite.
+    """
     if isinstance(update, LowRank):
         return update, 0.0
-    reduced = reduce(update, shape, limit)
+    reduced = reduce(update, item.module.shape, limit)
+    if not finite(reduced.layer.up) or not finite(reduced.layer.down):
+        raise UnusableError(f"the module {printable(item.name)!r} has values too large to be multiplied")
     return reduced.layer, reduced.error

@@ -120,7 +120,7 @@ def test_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
         allowed.add(target.read_bytes())
     assert len(allowed) == 2
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for delay in (0.05, 0.11, 0.17):
+    for delay in (0.06, 0.15):
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(first), str(second), str(target)],
             stdout=subprocess.PIPE, text=True, env=environment,
