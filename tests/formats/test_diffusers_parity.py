@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from formats.loaded import loaded_updates
 from tiny import layer_table, random_adapter, tiny_pipeline
 
 from loracomp.adapter import Adapter
-from loracomp.bases import BASES, classic_path
+from loracomp.bases import BASES
 from loracomp.formats import load, save
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -69,19 +70,6 @@ def unloaded(request: pytest.FixtureRequest) -> Iterator[Any]:
     pipe = pipeline(request.param)
     yield pipe
     pipe.unload_lora_weights()
-
-
-def loaded_updates(pipe: Any) -> dict[str, torch.Tensor]:
-    """The updates of all layers that PEFT has taken charge of, by loracomp's path."""
-    found = {}
-    for component in pipe.components:
-        model = getattr(pipe, component)
-        for path, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
-            if hasattr(module, "get_delta_weight") and module.lora_A:
-                found[classic_path(f"{component}.{path}")] = module.get_delta_weight(
-                    module.active_adapters[0]
-                ).detach()
-    return found
 
 
 def adapter_of(pipe: Any, kind: str, suffixes: tuple[str, ...]) -> Adapter:
