@@ -4,7 +4,7 @@
 
 Draws every pair of shipped subject and style with the base alone, each adapter alone, and each
 method, puts the artist's original below where there is one, and writes
-``docs/images/composition.png``. The same seed everywhere.
+``docs/images/composition.png`` and a part of it as ``docs/images/hero.png``. The same seed everywhere.
 """
 
 from __future__ import annotations
@@ -17,43 +17,61 @@ from typing import Any
 from PIL import Image
 
 from loracomp.drawing import draw, plan
-from loracomp.evaluation.originals import original
+from loracomp.evaluation.artwork import open_artwork
+from loracomp.evaluation.cells import Cell
+from loracomp.evaluation.pixels import as_images
 from loracomp.evaluation.sheet import contact_sheet
 from loracomp.fusion import METHODS
-from loracomp.library import cards
+from loracomp.library import Card, cards
 from loracomp.loading import open_base
 from loracomp.recipe import Use
+from loracomp.training.glyph.filters import FILTERS
 
+HERO = (
+    "bicycle in blobs", "watermelon in fluent", "light-bulb in mono", "watermelon in mono", "bicycle in mono",
+    "violin in blobs",
+)  # fmt: skip
+"""Pairs of the README's picture, which are among those that came out well; the sheet shows all."""
+HERO_ROWS = ("style LoRA alone", "subject LoRA alone", "merge", "the artist's original")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
-def names(kind: str, count: int) -> list[str]:
-    """The first shipped adapters of a kind."""
-    return [card.name for card in cards() if card.kind == kind][:count]
-
-
-def pairs(count: int) -> list[tuple[str, str]]:
-    """All pairs of ``count`` subjects and ``count`` styles, by style."""
-    return [(subject, style) for style in names("style", count) for subject in names("subject", count)]
+def pairs(count: int) -> list[tuple[Card, Card]]:
+    """All pairs of ``count`` shipped subjects and ``count`` shipped styles, by style."""
+    chosen = {kind: [card for card in cards() if card.kind == kind][:count] for kind in ("subject", "style")}
+    return [(subject, style) for style in chosen["style"] for subject in chosen["subject"]]
 
 
 def ways() -> Iterator[tuple[str, tuple[bool, bool], str]]:
-    """Row label, whether the style's and the subject's adapter take part, and the method."""
+    """Row label, whether subject and style take part, and the method."""
     yield "base alone", (False, False), "merge"
-    yield "style LoRA alone", (True, False), "merge"
-    yield "subject LoRA alone", (False, True), "merge"
-    for method in sorted(METHODS, key=["merge", "switch", "composite"].index):
+    yield "style LoRA alone", (False, True), "merge"
+    yield "subject LoRA alone", (True, False), "merge"
+    for method in dict.fromkeys(("merge", "switch", "composite", *METHODS)):
         yield method, (True, True), method
 
 
 def picture(
-    pipe: Any, pair: tuple[str, str], parts: tuple[bool, bool], method: str, seed: int
+    pipe: Any, pair: tuple[Card, Card], parts: tuple[bool, bool], method: str, seed: int
 ) -> Image.Image:
     """One cell of the sheet."""
     subject, style = pair
-    prompt = f"a {subject.replace('-', ' ')} emoji, {style} style"
-    uses = tuple(Use(name) for name, wanted in ((subject, parts[1]), (style, parts[0])) if wanted)
+    prompt = f"a {subject.trigger} emoji, {style.trigger}"
+    uses = tuple(Use(card.name) for card, wanted in zip(pair, parts, strict=True) if wanted)
     return draw(plan(prompt, uses=uses, method=method, seed=seed), pipe=pipe)[0][0]
+
+
+def originals(chosen: list[tuple[Card, Card]]) -> list[Image.Image | None]:
+    """What the artists drew for the pairs (for a filter, the filtered picture)."""
+    artwork = open_artwork(FILTERS)
+
+    def original(subject: str, style: str) -> Image.Image | None:
+        drawn, made = (style, "") if style in artwork.names.tiles else ("", style)
+        if not artwork.names.draws(subject, drawn):
+            return None
+        return as_images(artwork.truth(Cell("1+1", (subject,), drawn, made, "white"))[None])[0]
+
+    return [original(subject.name, style.name) for subject, style in chosen]
 
 
 def main() -> None:
@@ -70,11 +88,19 @@ def main() -> None:
         (label, [picture(pipe, pair, parts, method, wanted.seed) for pair in chosen])
         for label, parts, method in ways()
     ]
-    rows.append(("the artist's original", [original(subject, style) for subject, style in chosen]))
-    heads = [f"{subject} × {style}" for subject, style in chosen]
-    sheet = contact_sheet(rows, heads, title="Unseen subjects in unseen styles, one LoRA for each, same seed")
-    sheet.quantize(192).save(wanted.out, optimize=True)
-    print(wanted.out)
+    rows.append(("the artist's original", originals(chosen)))
+    heads = [f"{subject.name} in {style.name}" for subject, style in chosen]
+    title = "Unseen subjects in unseen styles, one LoRA for each, same seed"
+    save(contact_sheet(rows, heads, title=title), wanted.out)
+    picked = [heads.index(head) for head in HERO if head in heads]
+    kept = [(label, [cells[index] for index in picked]) for label, cells in rows if label in HERO_ROWS]
+    save(contact_sheet(kept, [heads[index] for index in picked]), wanted.out.with_name("hero.png"))
+
+
+def save(sheet: Image.Image, path: Path) -> None:
+    """Writes a sheet as a small PNG and says where."""
+    sheet.quantize(192).save(path, optimize=True)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from loracomp.training.tables import BUILDERS
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 2, 3, 5, 8)
-INPUTS = {"glyph": (8, 16, 256, 32), "sd15": (4, 64, 768, 77)}
+INPUTS = {"glyph": (16, 256, 32), "sd15": (64, 768, 77)}
+"""Side of the latent, width of a text state, tokens."""
 
 
 def adapters(unet: nn.Module, suffixes: tuple[str, ...], count: int, rank: int) -> list[Adapter]:
@@ -96,8 +97,8 @@ def measure(kind: str, device: str, rank: int, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     place = {"device": device, "dtype": torch.bfloat16 if device == "cuda" else torch.float32}
     base = BUILDERS[kind]()["unet"].to(**place).eval().requires_grad_(False)
-    channels, side, width, tokens = INPUTS[kind]
-    noise = torch.randn(2, channels, side, side, **place)
+    side, width, tokens = INPUTS[kind]
+    noise = torch.randn(2, get_base(kind).latent_channels, side, side, **place)
     inputs = (noise, torch.tensor(500), torch.randn(2, tokens, width, **place))
     rows = []
     for count in COUNTS:

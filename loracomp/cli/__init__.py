@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from loracomp import __version__
-from loracomp.cli import adapters, base, compose, inspect, methods, train
+from loracomp.cli import adapters, base, benchmark, compose, inspect, methods, train
 from loracomp.cli.screen import fail
 from loracomp.errors import LoracompError
 
@@ -34,6 +34,7 @@ app.command("methods")(methods.methods)
 app.add_typer(train.app, name="train")
 app.add_typer(base.app, name="base")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(benchmark.app, name="benchmark")
 
 
 class InterruptedByUserError(LoracompError):
