@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--workers", type=int, default=2)
         command.add_argument("--batch", type=int, help="pictures a step, over all GPUs")
         command.add_argument("--vision", default="mobilevit", help="the judge's vision tower")
+        command.add_argument("--model", type=Path, default=DATA / "out/glyph")
+        command.add_argument("--judge", type=Path, default=DATA / "out/judge")
+        command.add_argument("--subjects", type=int, default=400)
         command.add_argument("--gpus", type=int, default=1)
         command.add_argument("--device", default=None)
         for stage, minutes in (("vae", 6.0), ("judge", 5.5), ("denoiser", 11.0)):
@@ -122,6 +125,15 @@ def _finish(args: argparse.Namespace) -> None:
     finish(args.data, args.work, args.tokenizer, args.device)
 
 
+def _score(args: argparse.Namespace) -> None:
+    import json
+
+    from loracomp.training.glyph.score import score
+
+    found = score(args.data, args.model, args.judge, args.subjects, args.device)
+    print(json.dumps(found, indent=1))
+
+
 def _all(args: argparse.Namespace) -> None:
     from loracomp.training.glyph.pipeline import Plan, run_all
 
@@ -141,6 +153,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "latents": (_latents, "encode and caption the denoiser's training set"),
     "denoiser": (_denoiser, "train denoiser and text encoder"),
     "finish": (_finish, "export, choose the defaults, measure, draw sheets"),
+    "score": (_score, "print a model's figures by the judge"),
     "all": (_all, "every stage from render to finish, on one machine"),
 }
 

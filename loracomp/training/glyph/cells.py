@@ -18,7 +18,7 @@ def draw_judge_cells(icons: list[Icon], each: int = 100, seed: int = 5) -> list[
     The first 30 % of each style, in the list's order, calibrate the judge; the others test it.
     """
     rng = np.random.default_rng(seed)
-    drawn = []
+    drawn: list[Cell] = []
     for style in ALL_STYLES:
         pool = sorted({i.subject for i in icons if style_shows(i, style)})
         chosen = rng.choice(len(pool), each, replace=False)
@@ -29,6 +29,15 @@ def draw_judge_cells(icons: list[Icon], each: int = 100, seed: int = 5) -> list[
 def style_shows(icon: Icon, style: str) -> bool:
     """True when the icon is drawn in the style, or can be filtered into it (base styles only)."""
     return icon.style == style if style not in FILTERS else icon.style in BASE_STYLES
+
+
+def judge_may_see(icon: Icon, style: str, held_out: frozenset[Cell]) -> bool:
+    """True when the judge trains on this icon in this style.
+
+    A drawing whose own cell is held out is not shown through filters either.
+    """
+    free = (icon.subject, style) not in held_out and (icon.subject, icon.style) not in held_out
+    return free and style_shows(icon, style)
 
 
 def cell_icons(icons: list[Icon], cells: list[Cell]) -> list[tuple[int, str]]:

@@ -110,4 +110,5 @@ class DenoiserLoss(nn.Module):
         velocity = share.sqrt() * noise - (1 - share).sqrt() * latents
         words = self.text_encoder(ids)[0]
         made = self.unet(noisy, steps, words, return_dict=False)[0]
-        return (made.float() - velocity).square().mean()
+        loss: Tensor = (made.float() - velocity).square().mean()
+        return loss

@@ -142,7 +142,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=run.compile):
         value: Tensor = loss(*batch)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     workers.average([p.grad for p in parameters if p.grad is not None])
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -38,7 +38,8 @@ def style_subjects(icons: list[Icon], subjects: dict[str, Subject], count: int) 
     """``count`` subjects for style adapters: drawn in every set and reserved by no split."""
     have: dict[str, set[str]] = {}
     for icon in icons:
-        have.setdefault(icon.subject, set()).add(icon.style)
+        if icon.style in PHRASES:
+            have.setdefault(icon.subject, set()).add(icon.style)
     reserved = unseen_subjects() | vae_held_out()
     pool = [
         slug

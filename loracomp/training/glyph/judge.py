@@ -64,7 +64,7 @@ def build_clip(config: JudgeConfig) -> nn.Module:
         "eos_id": 1,
         "pad_id": 1,
     }
-    model: nn.Module = CLIP(config.width, vision, text, output_dict=False)  # type: ignore[arg-type]
+    model: nn.Module = CLIP(config.width, vision, text, output_dict=False)
     return model
 
 
@@ -148,7 +148,8 @@ def load_judge(folder: str | Path, device: str = "cpu") -> Judge:
     folder = Path(folder)
     rows = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rows["groups"] = tuple(tuple(g) for g in rows["groups"])
-    config = JudgeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in rows.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rows.items()}
+    config = JudgeConfig(**values)
     clip = build_clip(config)
     state = load_file(folder / "model.safetensors")
     clip.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

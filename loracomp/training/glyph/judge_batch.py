@@ -11,14 +11,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from loracomp.training.glyph.augment import palette, shuffle_channels, side_by_side, soften, tint
-from loracomp.training.glyph.cells import ALL_STYLES, style_shows
+from loracomp.training.glyph.cells import ALL_STYLES, judge_may_see
 from loracomp.training.glyph.filters import FILTER_PHRASES, FILTERS, OWN_PAPER, over
 from loracomp.training.glyph.judge import TEXT_LENGTH
-from loracomp.training.glyph.packages import ART_SETS
+from loracomp.training.glyph.packages import ART_SETS, EXTRA_SETS
 from loracomp.training.glyph.palette import COLOR_NAMES
 from loracomp.training.glyph.pictures import Pictures
 from loracomp.training.glyph.splits import Cell
+from loracomp.training.glyph.subjects import Subject
 
+_PLAIN_GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
+_DIRECTED = {"left", "right", "first", "last", "waxing", "waning", "o", "thirty", "crescent", "quarter"}
 STYLE_PHRASES = {art.style: art.phrase for art in ART_SETS} | FILTER_PHRASES
 
 
@@ -41,33 +44,38 @@ class JudgeData:
         device = pictures.pixels.device
         at = {slug: i for i, slug in enumerate(self.slugs)}
         self.subject = torch.tensor([at[i.subject] for i in pictures.icons], device=device)
-        style = [ALL_STYLES.index(i.style) for i in pictures.icons]
+        style = [ALL_STYLES.index(i.style) if i.style in ALL_STYLES else -1 for i in pictures.icons]
         self.style = torch.tensor(style, device=device)
+        self.mirrored = torch.tensor(
+            [_mirrors(pictures.subjects[i.subject]) for i in pictures.icons], device=device
+        )
         self.allowed = {
-            name: pictures.where(
-                [style_shows(i, name) and (i.subject, name) not in held_out for i in pictures.icons]
-            )
+            name: pictures.where([judge_may_see(i, name, held_out) for i in pictures.icons])
             for name in ALL_STYLES
         }
-        art = [self.allowed[a.style] for a in ART_SETS]
-        self.art = torch.cat(art)
+        extra = {art.style for art in EXTRA_SETS}
+        further = pictures.where([i.style in extra for i in pictures.icons])
+        self.art = torch.cat([*(self.allowed[a.style] for a in ART_SETS), further]).long()
         self.colors = palette(device)
 
     def draw(self, size: int) -> Batch:
-        """A third filtered pictures, the others as drawn; a tenth of these shown in pairs."""
+        """A third filtered pictures, the others as drawn: some in pairs, some only in part."""
         device = self.pictures.pixels.device
         each = max(1, size // 3 // len(FILTERS))
         plain = size - each * len(FILTERS)
-        icons = self.art[torch.randint(len(self.art), (plain,), device=device)]
         color = self._colors(size)
-        parts = [self._plain(icons, self.colors[color[:plain]])]
-        subject, style = [self.subject[icons]], [self.style[icons]]
+        icons = self.art[torch.randint(len(self.art), (plain,), device=device)]
+        first, painted = self._plain(icons, self.colors[color[:plain]])
+        parts, subject = [first], [self.subject[icons]]
+        style = [torch.where(painted, -1, self.style[icons])]
         subject[0][: plain // 10] = -1
+        subject[0][plain // 10 : plain // 4] = -1
+        color[plain // 10 : plain // 4] = -1
         for name, paint in FILTERS.items():
             chosen = self.allowed[name]
             icons = chosen[torch.randint(len(chosen), (each,), device=device)]
             rows = slice(sum(map(len, parts)), sum(map(len, parts)) + each)
-            parts.append(paint(warped(self.pictures.draw(icons)), self.colors[color[rows]]))
+            parts.append(paint(warped(self._drawn(icons)), self.colors[color[rows]]))
             subject.append(self.subject[icons])
             style.append(torch.full((each,), ALL_STYLES.index(name), device=device))
             if name in OWN_PAPER:
@@ -75,16 +83,23 @@ class JudgeData:
         rgb = spoiled(torch.cat(parts).clamp(0, 1))
         return Batch(rgb, torch.cat(subject), torch.cat(style), color)
 
-    def _plain(self, icons: Tensor, back: Tensor) -> Tensor:
-        rgba = warped(self.pictures.draw(icons))
-        tenth = len(icons) // 10
+    def _drawn(self, icons: Tensor) -> Tensor:
+        """Random variants, half of them mirrored where the subject has no direction."""
+        rgba = self.pictures.draw(icons)
+        turn = (torch.rand(len(icons), device=rgba.device) < 0.5) & self.mirrored[icons]
+        return torch.where(turn[:, None, None, None], rgba.flip(3), rgba)
+
+    def _plain(self, icons: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures, the first tenth in pairs and the next tenths cropped; and which are repainted."""
+        rgba = warped(self._drawn(icons))
+        tenth, quarter = len(icons) // 10, len(icons) // 4
         rgba[:tenth] = side_by_side(rgba[:tenth], rgba[:tenth].roll(1, 0))
-        painted = self.style[icons] != ALL_STYLES.index("mono")
+        rgba[tenth:quarter] = warped(rgba[tenth:quarter], (1.6, 2.6), 0.5)
         shade = self.colors[torch.randint(len(self.colors), (len(icons),), device=rgba.device)]
-        some = (torch.rand(len(icons), device=rgba.device) < 0.08) & painted
-        rgba = torch.where(some[:, None, None, None], tint(rgba, shade), rgba)
-        rgba = torch.cat([shuffle_channels(rgba[:, :3], 0.08), rgba[:, 3:]], 1)
-        return over(rgba, back)
+        some = (torch.rand(len(icons), device=rgba.device) < 0.12)[:, None, None, None]
+        hued = torch.where(some, tint(rgba, shade), rgba)
+        mixed = torch.cat([shuffle_channels(hued[:, :3], 0.12), hued[:, 3:]], 1)
+        return over(mixed, back), (mixed != rgba).flatten(1).any(1)
 
     def _colors(self, count: int) -> Tensor:
         device = self.pictures.pixels.device
@@ -92,16 +107,19 @@ class JudgeData:
         return torch.where(torch.rand(count, device=device) < 0.4, torch.zeros_like(color), color)
 
 
-def warped(rgba: Tensor) -> Tensor:
-    """Turn by up to 12 degrees, scale by 0.85 to 1.1 and shift by up to 6 %."""
+def warped(rgba: Tensor, scale: tuple[float, float] = (0.8, 1.15), reach: float = 0.08) -> Tensor:
+    """Turn by up to 15 degrees, stretch by 12 %, scale, shift by ``reach``, and bend smoothly."""
     count, device = len(rgba), rgba.device
-    angle = (torch.rand(count, device=device) - 0.5) * (24 * math.pi / 180)
-    scale = 1 / (0.85 + 0.25 * torch.rand(count, device=device))
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    shift = (torch.rand(count, 2, device=device) - 0.5) * 0.24
-    rows = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], 1).view(count, 2, 3)
-    grid = F.affine_grid(rows, list(rgba.shape), align_corners=False)
-    return F.grid_sample(rgba, grid, align_corners=False)
+    angle = (torch.rand(count, device=device) - 0.5) * (30 * math.pi / 180)
+    size = 1 / (scale[0] + (scale[1] - scale[0]) * torch.rand(count, device=device))
+    wide = size * (0.94 + 0.12 * torch.rand(count, device=device))
+    shift = (torch.rand(count, 2, device=device) - 0.5) * 4 * reach
+    turn = [angle.cos() * wide, -angle.sin() * size, shift[:, 0]]
+    turn += [angle.sin() * wide, angle.cos() * size, shift[:, 1]]
+    grid = F.affine_grid(torch.stack(turn, 1).view(count, 2, 3), list(rgba.shape), align_corners=False)
+    bend = F.interpolate(torch.randn(count, 2, 4, 4, device=device), rgba.shape[-2:], mode="bicubic")
+    bend = bend.permute(0, 2, 3, 1) * (0.03 * torch.rand(count, 1, 1, 1, device=device))
+    return F.grid_sample(rgba, grid + bend, align_corners=False)
 
 
 def spoiled(rgb: Tensor) -> Tensor:
@@ -138,7 +156,9 @@ class Phrasebook:
         rows = batch.subject.clamp_min(0) * self.forms + form
         named = torch.rand(count, device=device) < 0.8
         told = (torch.rand(count, device=device) < 0.8) & (batch.color >= 0)
-        parts = [(self.bodies, rows, batch.subject >= 0), (self.styles, batch.style, named)]
+        named = named & (batch.style >= 0)
+        style = self.styles, batch.style.clamp_min(0), named
+        parts = [(self.bodies, rows, batch.subject >= 0), style]
         return joined([*parts, (self.colors, batch.color.clamp_min(0), told)])
 
 
@@ -162,6 +182,12 @@ def joined(parts: list[tuple[tuple[Tensor, Tensor], Tensor, Tensor]]) -> Tensor:
     out = out[:, :TEXT_LENGTH].clone()
     out[:, -1] = 1
     return out
+
+
+def _mirrors(subject: Subject) -> bool:
+    """True when the mirror image of the subject shows the same subject."""
+    words = set(subject.slug.split("-"))
+    return subject.group in _PLAIN_GROUPS and not words & _DIRECTED
 
 
 def _pieces(tokenizer: Tokenizer, texts: list[str], device: str) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ class JudgeLoss(nn.Module):
         contrast = contrast + F.cross_entropy(pair.T, target, ignore_index=-1)
         known = labels[0] >= 0
         right = ((logits[0].argmax(1) == labels[0]) & known).sum() / known.sum()
-        return losses[0] + 0.3 * losses[1] + 0.2 * losses[2] + 0.15 * contrast, right
+        return losses[0] + 0.6 * losses[1] + 0.2 * losses[2] + 0.15 * contrast, right
 
 
 def named_config(base: JudgeConfig, pictures: Pictures) -> JudgeConfig:
@@ -183,7 +183,7 @@ def _step(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return right  # type: ignore[no-any-return]
+    return right
 
 
 def _warm_up(

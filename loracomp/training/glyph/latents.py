@@ -73,7 +73,7 @@ def _partners(
 def plan_captions(pictures: Pictures, plan: Plan, each: int, seed: int = 4) -> list[str]:
     """``each`` captions for every entry of the plan, in order."""
     rng = np.random.default_rng(seed)
-    texts = []
+    texts: list[str] = []
     for i, color, shade, other in zip(plan.icon, plan.color, plan.tint, plan.other, strict=True):
         icon = pictures.icons[i]
         shown = Shown(

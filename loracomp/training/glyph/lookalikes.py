@@ -87,7 +87,7 @@ def near_copies(pictures: dict[str, Tensor], near: float = NEAR) -> list[tuple[s
     """Pairs of slugs whose pictures, shrunk to 32 pixels, differ by less than ``near``."""
     slugs = sorted(pictures)
     small = F.avg_pool2d(torch.stack([pictures[s] for s in slugs]), 4).flatten(1)
-    found = []
+    found: list[tuple[str, str]] = []
     for i, slug in enumerate(slugs):
         gap = (small[i + 1 :] - small[i]).abs().mean(1)
         found.extend((slug, slugs[i + 1 + int(j)]) for j in torch.nonzero(gap < near)[:, 0])

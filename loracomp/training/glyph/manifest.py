@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from loracomp.training.glyph.cells import ALL_STYLES, style_shows
+from loracomp.training.glyph.cells import ALL_STYLES, judge_may_see
+from loracomp.training.glyph.packages import EXTRA_SETS
 from loracomp.training.glyph.splits import denoiser_may_see, judge_held_out, vae_may_see
 from loracomp.training.glyph.store import Store
 from loracomp.training.glyph.subjects import Icon
@@ -27,13 +28,12 @@ def manifest(store: Store) -> dict[str, dict[str, list[str]]]:
                 found.setdefault(part, {}).setdefault(icon.style, []).append(icon.subject)
     held_out = judge_held_out()
     found["judge"] = {
-        style: [
-            slug
-            for slug in {i.subject: None for i in store.icons if style_shows(i, style)}
-            if (slug, style) not in held_out
-        ]
+        style: list({i.subject for i in store.icons if judge_may_see(i, style, held_out)})
         for style in ALL_STYLES
     }
+    for icon in store.icons:
+        if icon.style in {art.style for art in EXTRA_SETS}:
+            found["judge"].setdefault(icon.style, []).append(icon.subject)
     return {part: {s: sorted(v) for s, v in rows.items()} for part, rows in found.items()}
 
 

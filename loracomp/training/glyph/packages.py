@@ -34,6 +34,12 @@ ART_SETS: tuple[ArtSet, ...] = (
     ArtSet("mono", "fluent-emoji-high-contrast", "1.2.6", "MIT", "mono style", False),
     ArtSet("blobs", "noto-v1", "1.2.5", "Apache-2.0", "blobs style", False),
 )
+EXTRA_SETS: tuple[ArtSet, ...] = (
+    ArtSet("fxemoji", "fxemoji", "1.2.2", "Apache-2.0", "", False),
+    ArtSet("streamline", "streamline-emojis", "1.2.4", "CC-BY-4.0", "", False),
+    ArtSet("monotone", "emojione-monotone", "1.2.1", "CC-BY-4.0", "", False),
+)
+"""Further drawings, without a style's name, that only the judge trains on."""
 BASE_STYLES: tuple[str, ...] = tuple(s.style for s in ART_SETS if s.seen)
 UNSEEN_STYLES: tuple[str, ...] = tuple(s.style for s in ART_SETS if not s.seen)
 WORD_PACKAGES: dict[str, str] = {"unicode-emoji-json": "0.9.0", "emojilib": "4.0.3"}
@@ -45,7 +51,7 @@ def fetch(cache: Path) -> None:
     Raises LoracompError when the npm client fails.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    wanted = {f"@iconify-json/{s.package}": s.version for s in ART_SETS} | WORD_PACKAGES
+    wanted = {f"@iconify-json/{s.package}": s.version for s in (*ART_SETS, *EXTRA_SETS)} | WORD_PACKAGES
     for name, version in wanted.items():
         if _archive(cache, name, version).exists():
             continue
@@ -57,7 +63,7 @@ def fetch(cache: Path) -> None:
 
 def read_json(cache: Path, name: str, member: str) -> Any:
     """The parsed JSON file ``member`` of the pinned package ``name``; {} when it has no such file."""
-    versions = {f"@iconify-json/{s.package}": s.version for s in ART_SETS} | WORD_PACKAGES
+    versions = {f"@iconify-json/{s.package}": s.version for s in (*ART_SETS, *EXTRA_SETS)} | WORD_PACKAGES
     with tarfile.open(_archive(cache, name, versions[name])) as archive:
         try:
             stream = archive.extractfile(f"package/{member}")

@@ -38,7 +38,8 @@ class Pictures:
 
     def where(self, keep: list[bool]) -> Tensor:
         """The indices of the icons marked True, on the pixels' device."""
-        return torch.tensor([i for i, k in enumerate(keep) if k], device=self.pixels.device)
+        index = [i for i, k in enumerate(keep) if k]
+        return torch.tensor(index, dtype=torch.long, device=self.pixels.device)
 
 
 def render_store(data: Path, work: Path, variants: int, workers: int) -> None:

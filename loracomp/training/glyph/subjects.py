@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loracomp.training.glyph.packages import ART_SETS, read_json
+from loracomp.training.glyph.packages import ART_SETS, EXTRA_SETS, read_json
 
 # Icons that older sets name differently. Names that no table knows are left out of the data.
 _OLD_NAMES = {
@@ -66,13 +66,17 @@ def read_subjects(cache: Path) -> dict[str, Subject]:
 def read_icons(cache: Path, subjects: dict[str, Subject]) -> list[Icon]:
     """Every icon of every art set whose subject is known: one icon per (subject, style)."""
     known = _known_names(cache, subjects)
-    icons = []
-    for art in ART_SETS:
+    squeezed = {slug.replace("-", ""): slug for slug in subjects}
+    icons: list[Icon] = []
+    for art in (*ART_SETS, *EXTRA_SETS):
         package = f"@iconify-json/{art.package}"
         table = read_json(cache, package, "icons.json")
         found: dict[str, Icon] = {}
         for name, row in _rows(table):
             subject = known.get(name)
+            if subject is None and art in EXTRA_SETS:
+                plain = name.rstrip("0123456789").rstrip("-")
+                subject = known.get(plain) or squeezed.get(plain)
             if subject is not None and subject not in found:
                 found[subject] = Icon(subject, art.style, _svg(row, table))
         icons.extend(found.values())

@@ -15,7 +15,7 @@ from loracomp.training.glyph.augment import palette, shuffle_channels, side_by_s
 from loracomp.training.glyph.clock import Average, Budget, Log, learning_rate, save_atomic, set_learning_rate
 from loracomp.training.glyph.filters import FILTERS, over
 from loracomp.training.glyph.pictures import Pictures
-from loracomp.training.glyph.splits import vae_held_out, vae_may_see
+from loracomp.training.glyph.splits import NAMED_STYLES, vae_held_out, vae_may_see
 from loracomp.training.glyph.vae import VaeConfig, VaeLoss, build_vae, encode, psnr, whiten
 
 if TYPE_CHECKING:
@@ -130,14 +130,14 @@ def _step(
     total.backward()
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
     optimizer.step()
-    return square  # type: ignore[no-any-return]
+    return square.detach()
 
 
 @torch.no_grad()
 def _finish(vae: AutoencoderKL, pictures: Pictures, allowed: Tensor, log: Log, step: int, out: Path) -> Path:
     """Whiten on training icons, measure on held-out subjects, write the weights."""
     parts = []
-    for _ in range(24):
+    for _ in range(24 if len(allowed) > 1000 else 2):
         parts.append(encode(vae, vae_batch(pictures, allowed, min(256, len(allowed)))).float())
     latents = torch.cat(parts)
     whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
@@ -153,7 +153,7 @@ def _finish(vae: AutoencoderKL, pictures: Pictures, allowed: Tensor, log: Log, s
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKL, pictures: Pictures) -> dict[str, Any]:
     """Mean PSNR in dB on held-out subjects' icons on white: over all, pooled, and by style."""
-    keep = [icon.subject in vae_held_out() for icon in pictures.icons]
+    keep = [i.subject in vae_held_out() and i.style in NAMED_STYLES for i in pictures.icons]
     index = pictures.where(keep)
     white = torch.ones(len(index), 3, device=pictures.pixels.device)
     values = psnr(vae, over(pictures.standard(index), white) * 2 - 1)

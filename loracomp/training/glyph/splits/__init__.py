@@ -18,6 +18,7 @@ from loracomp.training.glyph.packages import ART_SETS, BASE_STYLES
 from loracomp.training.glyph.subjects import Icon
 
 Cell = tuple[str, str]
+NAMED_STYLES = frozenset(art.style for art in ART_SETS)
 
 
 @cache
@@ -42,8 +43,8 @@ def judge_held_out() -> frozenset[Cell]:
 
 
 def vae_may_see(icon: Icon) -> bool:
-    """True when the VAE trains on this icon: every style, all but its 64 held-out subjects."""
-    return icon.subject not in vae_held_out()
+    """True when the VAE trains on this icon: every named style, all but 64 held-out subjects."""
+    return icon.style in NAMED_STYLES and icon.subject not in vae_held_out()
 
 
 def denoiser_may_see(icon: Icon) -> bool:
@@ -55,7 +56,8 @@ def draw_vae_held_out(icons: list[Icon], count: int = 64, seed: int = 2) -> list
     """Subjects drawn in every art set, at random: how ``vae_held_out.json`` was made."""
     styles: dict[str, set[str]] = {}
     for icon in icons:
-        styles.setdefault(icon.subject, set()).add(icon.style)
+        if icon.style in NAMED_STYLES:
+            styles.setdefault(icon.subject, set()).add(icon.style)
     full = sorted(s for s, have in styles.items() if len(have) == len(ART_SETS))
     pool = [s for s in full if s not in unseen_subjects()]
     chosen = np.random.default_rng(seed).choice(len(pool), count, replace=False)
