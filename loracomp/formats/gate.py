@@ -14,6 +14,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -226,9 +227,10 @@ def _tensor(key: str, entry: Any, begin: int, name: str, limits: Limits) -> Tens
         raise FormatError(f"{name}: {what}; save it as F16 or F32")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > limits.axes:
         raise _damaged(name, f"has an impossible shape or position for the tensor {printable(key)!r}")
-    extent = DTYPES[dtype].itemsize
-    for side in shape:
-        extent *= side
+    if prod(max(side, 1) for side in shape) >= _HUGE:
+        # An empty tensor may claim any other sides; torch multiplies them in 64 bits.
+        raise _damaged(name, f"has an impossible shape for the tensor {printable(key)!r}")
+    extent = prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != extent:
         given = offsets[1] - offsets[0]
         raise _damaged(

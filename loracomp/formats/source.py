@@ -42,6 +42,7 @@ class Source:
         self._handle, size = open_file(path, limits)
         self._hash: Any = None  # hashlib does not name the type of its hashes
         self._hashed = 0
+        self._scratch: dict[str, Tensor] = {}
         try:
             self.header: Header = read_header(self._handle, size, self.label, limits)
         except BaseException:
@@ -66,10 +67,19 @@ class Source:
         """The header's strings."""
         return self.header.metadata
 
-    def tensor(self, key: str) -> Tensor:
-        """The tensor ``key``, read into memory of its own."""
+    def tensor(self, key: str, scratch: str = "") -> Tensor:
+        """The tensor ``key``, read into memory of its own.
+
+        With ``scratch``, into memory that the next tensor with the same scratch name overwrites.
+        """
         info = self.tensors[key]
-        raw = torch.empty(info.end - info.begin, dtype=torch.uint8)
+        size = info.end - info.begin
+        raw = self._scratch.get(scratch) if scratch else None
+        if raw is None or len(raw) < size:
+            raw = torch.empty(size, dtype=torch.uint8)
+        if scratch:
+            self._scratch[scratch] = raw
+        raw = raw[:size]
         window = memoryview(raw.numpy().data)
         self._fill(window, info.begin)
         if self._hash is not None and info.begin >= self._hashed:

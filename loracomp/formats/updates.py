@@ -33,8 +33,8 @@ def read(
     """The update of one module, low-rank ones in the shape of the base's weight.
 
     DoRA magnitudes are taken into account where the base's weights are given, else left out. Who
-    measures the update anyway leaves out the check for finite values and calls :func:`check_finite`
-    where the measure is not finite.
+    measures the update anyway leaves out the check for finite values, and checks where the measure is
+    not finite; the update then lives until the next module is read.
 
     Raises:
         UnusableError: NaN or infinite values, or a rank beyond the limit.
@@ -45,7 +45,7 @@ def read(
             f"the module {printable(item.name)!r} has rank {item.rank}, above the limit {limit}"
         )
     roles = sorted(item.keys.keys() - {"alpha"}, key=lambda role: source.tensors[item.keys[role]].begin)
-    factors = {role: source.tensor(item.keys[role]) for role in roles}
+    factors = {role: source.tensor(item.keys[role], "" if check else role) for role in roles}
     for role, values in factors.items():
         if not values.is_floating_point():
             raise UnusableError(
