@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from loracomp.errors import FormatError
-from loracomp.formats import Limits, load
+from loracomp.formats import Limits, diagnose, load
+from loracomp.formats.matching import match
 from loracomp.formats.source import Source
 
 
@@ -48,7 +51,7 @@ BAD = {
     "not JSON": (container(b'{"a":'), "not valid JSON"),
     "not an object": (container(b"[1, 2]"), "not a JSON object"),
     "NaN literal": (container(b'{"a": NaN}'), "not valid JSON"),
-    "deep JSON": (container(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "not valid JSON"),
+    "deep JSON": (container(b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}"), "not valid JSON"),
     "huge number": (container(b'{"a":' + b"9" * 10_000 + b"}"), "not valid JSON"),
     "not text": (container(b'{"\xff\xfe":1}'), "not UTF-8"),
     "metadata no strings": (container({"__metadata__": {"a": 1}, **ONE}, b"\0" * 4), "not strings"),
@@ -142,3 +145,37 @@ def test_unaligned_data_are_read_right(tmp_path: Path) -> None:
     path.write_bytes(container(header, b"\1" + values.numpy().tobytes()))
     with Source(path) as source:
         assert torch.equal(source.tensor("x"), values)
+
+
+CROWDED = {
+    "list": b'{"a":[' + b"0," * 399_000 + b"0]}",
+    "metadata": b'{"__metadata__":{' + b",".join(b'"%07d":"v"' % i for i in range(399_000)) + b"}}",
+    "tensors": b"{"
+    + b",".join(
+        b'"lora_unet_%05d.alpha":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(20_000)
+    )
+    + b"}",
+    "string": b'{"a":"' + b"x" * 8_000_000 + b'"}',
+    "escapes": b'{"a":"' + b'\\"' * 4_000_000 + b'"}',
+    "quotes": b'"' * 8_000_000,
+    "last key twice": b"{" + b",".join(b'"%05d":0' % (i % 19_999) for i in range(20_000)) + b"}",
+    "braces": b"[" + b"{}," * 2_000_000 + b"{}]",
+}
+
+
+@pytest.mark.parametrize("case", CROWDED)
+def test_the_worst_headers_take_bounded_time_and_memory(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(container(CROWDED[case]))
+    diagnose(path)  # makes the tables of names
+    start = time.process_time()
+    assert diagnose(path).error
+    assert time.process_time() - start < 2
+    if case == "tensors":
+        return  # whole, and matched against every base: tracing that takes longer than all the rest
+    tracemalloc.start()
+    with pytest.raises(FormatError), Source(path) as source:
+        match(source)
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert memory < 256 << 20
