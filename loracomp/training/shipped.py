@@ -46,6 +46,13 @@ class Item:
         """Its training data under the recipe's data folder."""
         return data / "adapters" / f"{self.kind}s" / self.name
 
+    def license(self) -> str:
+        """Licences of the artwork that it is trained on, as ``modelspec.license`` states them."""
+        from loracomp.training.glyph.packages import ART_SETS
+
+        own = [art for art in ART_SETS if art.style == self.name]
+        return ", ".join(sorted({art.license for art in own or ART_SETS if own or art.seen}))
+
     def prompts(self) -> list[str]:
         """What its thumbnail shows: known subjects in the style, or the subject in the base's styles."""
         from loracomp.training.glyph.packages import ART_SETS
@@ -123,6 +130,7 @@ def make_one(item: Item, data: Path, out: Path, pipe: Any) -> dict[str, Any]:
         {"name": item.name, "kind": item.kind, "base": BASE, "trigger": item.trigger, "sample_count": 0}
     )
     trained = train(config, folder, file, pipe=pipe, report=plain_lines(sys.stderr))
+    sign(file, item)
     if file.stat().st_size > LARGEST:
         raise TrainingError(
             f"{file}: {file.stat().st_size} bytes, more than {LARGEST}; fewer targets or ranks"
@@ -138,6 +146,14 @@ def make_one(item: Item, data: Path, out: Path, pipe: Any) -> dict[str, Any]:
         "command": command(item, config),
         "cells": cells,
     }
+
+
+def sign(file: Path, item: Item) -> None:
+    """States licence and author in the header of a trained file; the tensors stay as they are."""
+    from loracomp import formats
+
+    stated = {"modelspec.license": item.license(), "modelspec.author": "the loracomp authors"}
+    formats.save(formats.load(file), file, metadata=stated)
 
 
 def command(item: Item, config: TrainConfig) -> str:
