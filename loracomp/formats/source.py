@@ -75,7 +75,7 @@ class Source:
         info = self.tensors[key]
         size = info.end - info.begin
         raw = self._scratch.get(scratch) if scratch else None
-        if raw is None or len(raw) < size:
+        if raw is None or raw.numel() < size:
             raw = torch.empty(size, dtype=torch.uint8)
         if scratch:
             self._scratch[scratch] = raw
