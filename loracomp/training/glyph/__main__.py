@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--variants", type=int, default=6, help="renderings of each icon")
         command.add_argument("--workers", type=int, default=2)
         command.add_argument("--batch", type=int, help="pictures a step, over all GPUs")
-        command.add_argument("--vision", default="mobilevit", help="the judge's vision tower")
+        command.add_argument("--vision", default="resnet", help="the judge's vision tower")
         command.add_argument("--model", type=Path, default=DATA / "out/glyph")
         command.add_argument("--judge", type=Path, default=DATA / "out/judge")
         command.add_argument("--subjects", type=int, default=400)

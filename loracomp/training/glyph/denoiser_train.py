@@ -83,6 +83,18 @@ def train_denoiser(run: DenoiserRun, work: Path, device: str) -> None:
     workers = Workers(device)
     loss = DenoiserLoss(build_unet(run.model), build_text_encoder(run.model)).to(device)
     loss.unet.to(memory_format=torch.channels_last)
+    log = Log(work / "denoiser.json", {"run": asdict(run), "processes": workers.count})
+    step = _optimize(run, loss, workers, log, work)
+    if workers.rank == 0:
+        _finish(loss, log, step, work)
+    if workers.count > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _optimize(run: DenoiserRun, loss: DenoiserLoss, workers: Workers, log: Log, work: Path) -> int:
+    """Train until the budget is spent; leaves the averaged weights in ``loss``. The step count."""
+    device = str(loss.signal.device)
     average = Average(loss, 0.9995)
     optimizer = torch.optim.AdamW(
         loss.parameters(), run.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=run.compile
@@ -94,7 +106,6 @@ def train_denoiser(run: DenoiserRun, work: Path, device: str) -> None:
     _warm_up(compiled, run, batch, device)
     saved = torch.load(wait_for(work / "latents.pt", minutes=15))
     data = saved["latents"].to(device), saved["ids"].to(device)
-    log = Log(work / "denoiser.json", {"run": asdict(run), "processes": workers.count})
     budget = Budget(run.minutes, spent)
     total, seen, last = torch.zeros((), device=device), 0, budget.spent
     fraction = workers.agree(budget.passed(step, run.steps), device)
@@ -110,11 +121,8 @@ def train_denoiser(run: DenoiserRun, work: Path, device: str) -> None:
             total.zero_()
             seen, last = 0, budget.spent
             _save(work / "denoiser.pt", loss, average, step, budget.spent)
-    if workers.rank == 0:
-        _finish(loss, average, log, step, work)
-    if workers.count > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    average.copy_to(loss)
+    return step
 
 
 def _batch(data: tuple[Tensor, Tensor], batch: int, run: DenoiserRun) -> tuple[Tensor, ...]:
@@ -178,8 +186,7 @@ def _save(path: Path, loss: DenoiserLoss, average: Average, step: int, spent: fl
     save_atomic(path, state)
 
 
-def _finish(loss: DenoiserLoss, average: Average, log: Log, step: int, work: Path) -> None:
-    average.copy_to(loss)
+def _finish(loss: DenoiserLoss, log: Log, step: int, work: Path) -> None:
     for name, part in (("unet", loss.unet), ("text_encoder", loss.text_encoder)):
         state = {k: v.half().contiguous().cpu() for k, v in part.state_dict().items()}
         save_file(state, work / f"{name}.part")

@@ -35,7 +35,7 @@ TEXT_LENGTH = 24
 class JudgeConfig:
     """The open_clip model's shape, and everything it names. ``*_phrases`` are full prompts."""
 
-    vision: str = "mobilevit"
+    vision: str = "resnet"
     width: int = 192
     text_width: int = 96
     text_layers: int = 2

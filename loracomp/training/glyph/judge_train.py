@@ -125,18 +125,29 @@ def train_judge(
     config = named_config(run.model, pictures)
     loss = JudgeLoss(build_clip(config), (len(config.subjects), len(ALL_STYLES), len(COLOR_NAMES)))
     loss.to(device).train()
+    data = JudgeData(pictures, frozenset(cells))
+    book = Phrasebook(words, data, device)
+    about = asdict(replace(run, model=JudgeConfig(run.model.vision)))
+    log = Log(out / "judge.json", {"run": about})
+    _optimize(run, loss, (data, book, _prompts(config, words, device)), log, out / "judge.pt")
+    folder = _write(loss.clip, config, words, tokenizer, pictures, cells, out)
+    log.add(finished=True, **report(load_judge(folder, device), pictures, cells))
+    return folder
+
+
+def _optimize(
+    run: JudgeRun, loss: JudgeLoss, source: tuple[JudgeData, Phrasebook, Tensor], log: Log, saved: Path
+) -> None:
+    """Train until the budget is spent; the averaged weights are in ``loss`` afterwards."""
+    data, book, prompts = source
     optimizer = torch.optim.AdamW(
         _groups(loss), run.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=run.compile
     )
     average = Average(loss, 0.998)
-    step, spent = _resume(out / "judge.pt", loss, average)
+    step, spent = _resume(saved, loss, average)
     compiled = torch.compile(loss) if run.compile else loss
-    data = JudgeData(pictures, frozenset(cells))
-    book = Phrasebook(words, data, device)
-    prompts = _prompts(config, words, device)
     _warm_up(compiled, data, book, prompts, run, loss)
     budget = Budget(run.minutes, spent)
-    log = Log(out / "judge.json", {"run": asdict(replace(run, model=JudgeConfig(run.model.vision)))})
     last = budget.spent
     while (fraction := budget.passed(step, run.steps)) < 1:
         set_learning_rate(optimizer, learning_rate(run.rate, step, fraction, hold=0.2))
@@ -147,11 +158,8 @@ def train_judge(
             last = budget.spent
             log.add(step=step, seconds=last, train_right=float(right))
             state = {"model": loss.state_dict(), "average": average.values}
-            save_atomic(out / "judge.pt", state | {"step": step, "spent": last})
+            save_atomic(saved, state | {"step": step, "spent": last})
     average.copy_to(loss)
-    folder = _write(loss.clip, config, words, tokenizer, pictures, cells, out)
-    log.add(finished=True, **report(load_judge(folder, device), pictures, cells))
-    return folder
 
 
 def _groups(loss: nn.Module) -> list[dict[str, Any]]:
