@@ -17,8 +17,9 @@ help:
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@echo "installing into $(VENV) (once; several minutes where torch has to be fetched)" >&2
+	@($(BIN)/python -m pip install --upgrade pip && $(BIN)/python -m pip install --editable ".[dev]") \
+		> $(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log >&2; exit 1; }
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -40,6 +41,7 @@ test: lint unit
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.stacked
+	$(BIN)/python -m benchmarks.doctor
 
 assets: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[glyph]"
