@@ -50,7 +50,7 @@ class JudgeConfig:
         temperatures: Calibrated factors for ``subject``, ``style`` and ``color``.
     """
 
-    vision: str = "mobilevit"
+    vision: str = "resnet"
     width: int = 192
     text_width: int = 96
     text_layers: int = 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loracomp.errors import FormatError, ResourceError, UnknownNameError, UsageError
 from loracomp.evaluation.clip_judge import ClipJudge
-from loracomp.evaluation.glyph_judge import VISIONS, JudgeConfig, build_clip, judge_of, load_judge
+from loracomp.evaluation.glyph_judge import JudgeConfig, build_clip, judge_of, load_judge
 from loracomp.evaluation.judge import JUDGES, Judge, Vocabulary, open_judge
 
 CONFIG = JudgeConfig(
@@ -179,6 +179,3 @@ def test_the_training_recipe_reads_the_same_judge(tmp_path: Path) -> None:
     assert torch.allclose(ours.subjects(pictures()), theirs.group_probabilities(pictures()), atol=1e-6)
     assert torch.allclose(ours.styles(pictures()), theirs.style_probabilities(pictures()), atol=1e-6)
     assert torch.allclose(ours.colours(pictures()), theirs.color_probabilities(pictures()), atol=1e-6)
-    assert recipe.config_json(CONFIG) == CONFIG.to_json()
-    assert recipe.VISIONS == VISIONS
-    assert [f.name for f in fields(recipe.JudgeConfig)] == [f.name for f in fields(JudgeConfig)]

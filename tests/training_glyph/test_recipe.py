@@ -9,12 +9,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from loracomp.evaluation.glyph_judge import JudgeConfig
 from loracomp.training.glyph.cells import ALL_STYLES
 from loracomp.training.glyph.denoiser import DenoiserConfig
 from loracomp.training.glyph.denoiser_train import DenoiserRun, train_denoiser
 from loracomp.training.glyph.evaluate import Setting, figures, generate, requests
 from loracomp.training.glyph.export import assemble, export
-from loracomp.training.glyph.judge import JudgeConfig, load_judge
+from loracomp.training.glyph.judge import load_judge
 from loracomp.training.glyph.judge_train import JudgeRun, train_judge
 from loracomp.training.glyph.latents import make_latents
 from loracomp.training.glyph.pictures import Pictures
@@ -87,9 +88,8 @@ def test_the_export_is_a_plain_diffusers_folder(work: Path, tokenizer_folder: Pa
     pipe = assemble(work, tokenizer_folder, VAE, DENOISER)
     size = export(pipe, {"steps": 2}, tmp_path / "glyph")
     assert size == sum(f.stat().st_size for f in (tmp_path / "glyph").rglob("*") if f.is_file())
-    config = json.loads((tmp_path / "glyph/text_encoder/config.json").read_text())
-    assert config["dtype"] == "float16"
-    again = StableDiffusionPipeline.from_pretrained(tmp_path / "glyph", torch_dtype=torch.float32)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "glyph")
+    assert {again.unet.dtype, again.vae.dtype, again.text_encoder.dtype} == {torch.float32}
     images = generate(again, ["a key emoji", "fire"], Setting(steps=2))
     assert images.shape == (2, 3, 128, 128)
     assert 0 <= float(images.min()) <= float(images.max()) <= 1

@@ -88,7 +88,7 @@ def _vae(args: argparse.Namespace) -> None:
 
 
 def _judge(args: argparse.Namespace) -> None:
-    from loracomp.training.glyph.judge import JudgeConfig
+    from loracomp.evaluation.glyph_judge import JudgeConfig
     from loracomp.training.glyph.judge_train import JudgeRun, train_judge
     from loracomp.training.glyph.pictures import load_pictures
 

@@ -58,8 +58,15 @@ def export(pipe: StableDiffusionPipeline, defaults: dict[str, float], out: Path)
     Raises TrainingError when the model is larger than glyph may be.
     """
     pipe.save_pretrained(str(out), safe_serialization=True, max_shard_size="15MB")
+    _state_float32(out / "text_encoder" / "config.json")
     (out / DEFAULTS).write_text(json.dumps(defaults) + "\n", encoding="utf-8")
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     if size > LARGEST:
         raise TrainingError(f"{out} holds {size} bytes, {size - LARGEST} too many; shrink a part")
     return size
+
+
+def _state_float32(path: Path) -> None:
+    """Makes transformers open the text encoder in the dtype in which diffusers opens the rest by default."""
+    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -12,10 +12,7 @@ Images are (B, 3, H, W) RGB in [0, 1]; other sizes than 128 pixels are resized.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,58 +20,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-VISIONS: dict[str, dict[str, Any]] = {
-    "mobilevit": {"timm_model_name": "mobilevitv2_050", "timm_drop": 0.1},
-    "resnet": {"layers": [2, 2, 2, 2], "width": 16, "head_width": 64},
-    "tiny": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-}
-TEXT_LENGTH = 24
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """The open_clip model's shape, and everything it names. ``*_phrases`` are full prompts."""
-
-    vision: str = "resnet"
-    width: int = 192
-    text_width: int = 96
-    text_layers: int = 2
-    vocabulary: int = 4096
-    subjects: tuple[str, ...] = ()
-    subject_names: tuple[str, ...] = ()
-    styles: tuple[str, ...] = ()
-    style_phrases: tuple[str, ...] = ()
-    colors: tuple[str, ...] = ()
-    groups: tuple[tuple[str, ...], ...] = ()
-    temperatures: dict[str, float] = field(default_factory=dict)
-
-
-def build_clip(config: JudgeConfig) -> nn.Module:
-    """The untrained open_clip model."""
-    from open_clip.model import CLIP
-
-    vision = {"image_size": 128} | VISIONS[config.vision]
-    text = {
-        "context_length": TEXT_LENGTH,
-        "vocab_size": config.vocabulary,
-        "width": config.text_width,
-        "heads": 4,
-        "layers": config.text_layers,
-        "pool_type": "eos",
-        "eos_id": 1,
-        "pad_id": 1,
-    }
-    model: nn.Module = CLIP(config.width, vision, text, output_dict=False)
-    return model
-
-
-def tokenize(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
-    """Token ids (texts, 24): start, words, end, then end tokens as padding."""
-    rows = torch.ones(len(texts), TEXT_LENGTH, dtype=torch.long)
-    for row, found in zip(rows, tokenizer.encode_batch(texts), strict=True):
-        ids = found.ids[: TEXT_LENGTH - 1]
-        row[: len(ids)] = torch.tensor(ids)
-    return rows
+from loracomp.evaluation.glyph_judge import JudgeConfig, build_clip, normalized, tokenize
 
 
 class Judge:
@@ -99,10 +45,8 @@ class Judge:
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors (B, D) of images (B, 3, H, W) in [0, 1]."""
-        images = images.to(self.device, torch.float32)
-        if images.shape[-2:] != (128, 128):
-            images = F.interpolate(images, size=(128, 128), mode="bilinear", antialias=True)
-        return F.normalize(self.clip.encode_image(normalized(images)), dim=-1)  # type: ignore[operator]
+        shown = normalized(images.to(self.device, torch.float32))
+        return F.normalize(self.clip.encode_image(shown), dim=-1)  # type: ignore[operator]
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
@@ -138,24 +82,11 @@ class Judge:
         return (scale * self.embed_images(images) @ prompts.T).softmax(-1)
 
 
-def normalized(images: Tensor) -> Tensor:
-    """[0, 1] pictures as the vision tower wants them."""
-    return (images - 0.5) * 4
-
-
 def load_judge(folder: str | Path, device: str = "cpu") -> Judge:
     """Read ``config.json``, ``tokenizer.json`` and ``model.safetensors`` (fp16) from ``folder``."""
     folder = Path(folder)
-    rows = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    rows["groups"] = tuple(tuple(g) for g in rows["groups"])
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rows.items()}
-    config = JudgeConfig(**values)
+    config = JudgeConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
     clip = build_clip(config)
     state = load_file(folder / "model.safetensors")
     clip.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return Judge(clip.to(device), config, Tokenizer.from_file(str(folder / "tokenizer.json")))
-
-
-def config_json(config: JudgeConfig) -> str:
-    """The text of ``config.json``."""
-    return json.dumps(asdict(config), indent=1) + "\n"

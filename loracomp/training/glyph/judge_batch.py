@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from loracomp.evaluation.glyph_judge import TEXT_LENGTH
 from loracomp.training.glyph.augment import palette, shuffle_channels, side_by_side, soften, tint
 from loracomp.training.glyph.cells import ALL_STYLES, judge_may_see
 from loracomp.training.glyph.filters import FILTER_PHRASES, FILTERS, OWN_PAPER, over
-from loracomp.training.glyph.judge import TEXT_LENGTH
 from loracomp.training.glyph.packages import ART_SETS, EXTRA_SETS
 from loracomp.training.glyph.palette import COLOR_NAMES
 from loracomp.training.glyph.pictures import Pictures

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from loracomp.evaluation.glyph_judge import JudgeConfig, build_clip, normalized, tokenize
 from loracomp.training.glyph.cells import ALL_STYLES
 from loracomp.training.glyph.clock import (
     Average,
@@ -24,15 +25,7 @@ from loracomp.training.glyph.clock import (
     save_atomic,
     set_learning_rate,
 )
-from loracomp.training.glyph.judge import (
-    Judge,
-    JudgeConfig,
-    build_clip,
-    config_json,
-    load_judge,
-    normalized,
-    tokenize,
-)
+from loracomp.training.glyph.judge import Judge, load_judge
 from loracomp.training.glyph.judge_batch import STYLE_PHRASES, Batch, JudgeData, Phrasebook
 from loracomp.training.glyph.judge_report import calibrate, held_out_cells, report
 from loracomp.training.glyph.lookalikes import groups
@@ -123,7 +116,7 @@ def train_judge(
     words.no_padding()
     pictures = load()
     config = named_config(run.model, pictures)
-    loss = JudgeLoss(build_clip(config), (len(config.subjects), len(ALL_STYLES), len(COLOR_NAMES)))
+    loss = JudgeLoss(build_clip(config).train(), (len(config.subjects), len(ALL_STYLES), len(COLOR_NAMES)))
     loss.to(device).train()
     data = JudgeData(pictures, frozenset(cells))
     book = Phrasebook(words, data, device)
@@ -233,6 +226,6 @@ def _write(
     }
     save_file(state, folder / "model.safetensors")
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    text = config_json(replace(config, temperatures=scales))
+    text = replace(config, temperatures=scales).to_json()
     (folder / "config.json").write_text(text, encoding="utf-8")
     return folder
