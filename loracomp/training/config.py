@@ -56,7 +56,7 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: on Ctrl-C only.")
 
     sample_prompts: Words = Field((), description="Prompts of the sample grid; left out, captions.")
-    sample_count: int = Field(3, ge=0, le=16, description="Pictures per prompt; 0: no sample grid.")
+    sample_count: int = Field(2, ge=0, le=16, description="Pictures per prompt; 0: no sample grid.")
     sample_steps: int | None = Field(None, ge=1, description="Denoising steps; left out, the base's own.")
     sample_guidance: float | None = Field(None, ge=0, description="Guidance; left out, the base's own.")
     saved_as: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="Number format of the file.")

@@ -18,7 +18,7 @@ Kind = Literal["style", "subject"]
 
 _LARGE = {"rank": 16, "batch": 1, "accumulation": 4, "warmup": 50, "weight_decay": 0.01}
 _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("style", "v_prediction"): {"rank": 4, "lr": 2e-3, "steps": 200, "batch": 16, "terminal_share": 0.05},
+    ("style", "v_prediction"): {"rank": 4, "lr": 2e-3, "steps": 180, "batch": 16, "terminal_share": 0.05},
     ("subject", "v_prediction"): {"rank": 4, "lr": 1e-3, "steps": 150, "batch": 16, "terminal_share": 0.05},
     ("style", "epsilon"): {**_LARGE, "lr": 1e-4, "steps": 2000, "min_snr_gamma": 5.0},
     ("subject", "epsilon"): {**_LARGE, "lr": 1e-4, "steps": 1000, "min_snr_gamma": 5.0},

@@ -21,6 +21,7 @@ from loracomp.training.config import TrainConfig, make_config
 from loracomp.training.presets import Kind
 
 BASE = "glyph"
+STEPS: dict[Kind, int] = {"style": 200, "subject": 150}
 LARGEST = 700_000
 """Bytes that one shipped adapter may take."""
 
@@ -126,9 +127,7 @@ def make_one(item: Item, data: Path, out: Path, pipe: Any) -> dict[str, Any]:
     folder, file = item.folder(data), out / f"{item.name}.safetensors"
     if not folder.is_dir():
         raise TrainingError(f"{folder}: missing; run `python -m loracomp.training.glyph adapters` first")
-    config = make_config(
-        {"name": item.name, "kind": item.kind, "base": BASE, "trigger": item.trigger, "sample_count": 0}
-    )
+    config = settings(item)
     trained = train(config, folder, file, pipe=pipe, report=plain_lines(sys.stderr))
     sign(file, item)
     if file.stat().st_size > LARGEST:
@@ -148,6 +147,12 @@ def make_one(item: Item, data: Path, out: Path, pipe: Any) -> dict[str, Any]:
     }
 
 
+def settings(item: Item) -> TrainConfig:
+    """What an adapter is trained with."""
+    named = {"name": item.name, "kind": item.kind, "base": BASE, "trigger": item.trigger}
+    return make_config({**named, "steps": STEPS[item.kind], "sample_count": 0})
+
+
 def sign(file: Path, item: Item) -> None:
     """States licence and author in the header of a trained file; the tensors stay as they are."""
     from loracomp import formats
@@ -159,7 +164,8 @@ def sign(file: Path, item: Item) -> None:
 def command(item: Item, config: TrainConfig) -> str:
     """The command line that trains the same adapter."""
     words = ["loracomp", "train", "run", str(item.folder(Path(".data"))), "--kind", item.kind]
-    words += ["--name", item.name, "--trigger", item.trigger, "--seed", str(config.seed)]
+    words += ["--name", item.name, "--trigger", item.trigger]
+    words += ["--steps", str(config.steps), "--seed", str(config.seed)]
     return shlex.join([*words, "--out", f"{item.name}.safetensors"])
 
 

@@ -11,7 +11,7 @@ import pytest
 from loracomp import formats, library
 from loracomp.errors import TrainingError, UnknownNameError
 from loracomp.training.glyph.splits import unseen_subjects
-from loracomp.training.shipped import LARGEST, check_cells, command, items, make, make_config
+from loracomp.training.shipped import LARGEST, check_cells, command, items, make, settings
 
 SHIPPED = sorted(library.manifest())
 
@@ -23,6 +23,17 @@ def test_shipped_adapters_saw_only_what_they_may(name: str) -> None:
     adapter = formats.load(library.find(name), base=entry["base"])
     assert json.loads(adapter.metadata["loracomp.data"])["cells"] == entry["cells"]
     assert ", ".join(adapter.trigger_words) == entry["trigger"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_manifest_says_how_each_was_made(name: str) -> None:
+    item = items()[name]
+    done = json.loads(formats.load(library.find(name)).metadata["loracomp.config"])
+    told = json.loads(settings(item).dump())
+    assert {key: done[key] for key in ("name", "kind", "steps", "lr", "batch", "rank", "seed")} == {
+        key: told[key] for key in ("name", "kind", "steps", "lr", "batch", "rank", "seed")
+    }
+    assert library.manifest()[name]["command"] == command(item, settings(item))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -60,10 +71,11 @@ def test_missing_data_and_unknown_names(tmp_path: Path) -> None:
 
 def test_command_parses_to_the_same_config() -> None:
     item = items()["light-bulb"]
-    config = make_config({"name": item.name, "kind": item.kind, "trigger": item.trigger})
+    config = settings(item)
     words = shlex.split(command(item, config))
     values = dict(zip(words[4::2], words[5::2], strict=True))
     assert values["--trigger"] == item.trigger
     assert values["--kind"] == "subject"
+    assert values["--steps"] == str(config.steps)
     assert words[:3] == ["loracomp", "train", "run"]
     assert words[3].endswith("adapters/subjects/light-bulb")
