@@ -24,10 +24,10 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	@mkdir -p out
-	@$(BIN)/loracomp compose "a watermelon emoji, mono style" --lora watermelon --lora mono \
-		--method merge --seed 1 --size 128 --out out/demo.png > /dev/null
+	@$(BIN)/loracomp compose "a watermelon emoji, blobs style" --lora watermelon --lora blobs \
+		--method merge --seed 4 --size 128 --out out/demo.png > /dev/null
 	@echo "$(CURDIR)/out/demo.png"
-	@echo "a watermelon (subject LoRA) drawn in the mono style (style LoRA), composed by loracomp"
+	@echo "a watermelon (subject LoRA) drawn in the blobs style (style LoRA), composed by loracomp"
 
 lint: $(STAMP)
 	$(BIN)/ruff check loracomp tests benchmarks
