@@ -63,6 +63,8 @@ def open_base(
     kind = _dtype(dtype, place)
     if offload not in OFFLOADS:
         raise UnknownNameError("offload", offload, OFFLOADS)
+    if offload != "none" and place == "cpu":
+        raise UsageError(f"--offload {offload} needs a GPU, and the device is cpu; leave it out")
     swap = SCHEDULERS[scheduler] if scheduler else None
     with _quiet():
         pipe = _read(source, kind)
@@ -169,7 +171,7 @@ def _checkpoint_base(path: Path) -> Base:
 
 
 def _settle(pipe: Any, device: str, offload: str) -> Any:
-    if offload == "none" or device == "cpu":
+    if offload == "none":
         return pipe.to(device)
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)

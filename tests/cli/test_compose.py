@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +164,7 @@ def test_bad_files_get_one_line(loracomp: Run, tmp_path: Path, how: str, says: s
         (["a cat", "--steps", "0"], 2, "--steps 0 is outside"),
         (["a cat", "--seed", str(2**70)], 2, "--seed"),
         (["a cat", "--device", "toaster"], 2, "toaster"),
+        (["a cat", "--device", "cpu", "--offload", "model"], 2, "needs a GPU"),
         (["a cat", "--dtype", "fp7"], 2, "unknown dtype"),
         (["a cat", "--out", "no/such/folder/a.png"], 2, "does not exist"),
         (["--from", "nothing.png"], 4, "nothing.png: not a readable image"),
@@ -176,6 +180,20 @@ def test_bad_requests_get_one_line(
     done = loracomp("compose", *arguments, *few)
     assert done.code == code, done.err
     assert says in done.line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loracomp", "compose", "a cat", "--steps", "900", "--seed", "1"]
+    run = subprocess.Popen([*command, "--out", "a.png"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    first = run.stderr.readline()
+    run.send_signal(signal.SIGINT)
+    rest = run.stderr.read()
+    run.stderr.close()
+    assert run.wait() == 130
+    assert first.startswith("composing: step")
+    assert rest.splitlines()[-1] == "loracomp: interrupted"
     assert list(tmp_path.iterdir()) == []
 
 
