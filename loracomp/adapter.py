@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 
 from loracomp.lowrank import LowRank
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """How to draw with an accelerator: an adapter that lets the base draw in a few steps.
+
+    Attributes:
+        steps: Denoising steps that it is made for.
+        guidance: Guidance scale to draw at; 1.0, since guidance is learned.
+    """
+
+    steps: int
+    guidance: float = 1.0
+
+    KEY: ClassVar[str] = "loracomp.accelerator"
+
+    def to_json(self) -> str:
+        """The header's value under :attr:`KEY`."""
+        return json.dumps({"steps": self.steps, "guidance": self.guidance}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Acceleration | None:
+        """What :meth:`to_json` wrote, or None for anything else: headers come from anywhere."""
+        try:
+            parts = json.loads(text)
+            steps, guidance = int(parts["steps"]), float(parts["guidance"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return None
+        return cls(steps, guidance) if 1 <= steps <= 1000 and 0 <= guidance <= 100 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +96,11 @@ class Adapter:
         """Words that call the adapter in a prompt (``modelspec.trigger_phrase``, comma-separated)."""
         phrase = self.metadata.get("modelspec.trigger_phrase", "")
         return tuple(word.strip() for word in phrase.split(",") if word.strip())
+
+    @property
+    def accelerator(self) -> Acceleration | None:
+        """How to draw with it if it is an accelerator (``loracomp.accelerator``); None for all others."""
+        return Acceleration.from_json(self.metadata.get(Acceleration.KEY, ""))
 
     def map(self, change: Callable[[LowRank], LowRank]) -> Adapter:
         """The adapter with ``change`` applied to each layer."""

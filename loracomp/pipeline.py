@@ -51,7 +51,7 @@ class Attachment:
 
     def set_program(self, program: Program | str, weights: Sequence[float] | None = None) -> None:
         """Replaces method, weights or both; no layer is rebuilt."""
-        chosen = _complete(program, weights, len(self.adapters))
+        chosen = _complete(program, weights, self.adapters)
         self.hook.set_program(chosen)
         gates = torch.tensor([chosen.weights])
         for bank in self.encoders:
@@ -108,7 +108,8 @@ def attach(
     """Makes adapters live on a pipeline, all at once, without changing its weights.
 
     Every later call of the pipeline runs the program. Text-encoder layers act with the program's
-    weights in every method. Adapters attached before are detached first.
+    weights in every method, and accelerators (:attr:`Adapter.accelerator`) stay on throughout.
+    Adapters attached before are detached first.
 
     Args:
         pipe: Any diffusers pipeline with a ``unet`` or a ``transformer``.
@@ -121,7 +122,7 @@ def attach(
         UsageError: No adapters, or not one weight per adapter.
         UnknownNameError: No such method.
     """
-    chosen = _complete(program, weights, len(adapters))
+    chosen = _complete(program, weights, adapters)
     chosen.table(1)
     detach(pipe)
     places = _places(pipe, adapters)
@@ -210,15 +211,19 @@ def compose(
             detach(pipe)
 
 
-def _complete(program: Program | str, weights: Sequence[float] | None, count: int) -> Program:
-    """The program with exactly one weight per adapter."""
+def _complete(
+    program: Program | str, weights: Sequence[float] | None, adapters: Sequence[Adapter]
+) -> Program:
+    """The program with exactly one weight per adapter, in which accelerators are always on."""
+    count = len(adapters)
     chosen = Program(program) if isinstance(program, str) else program
     values = tuple(weights) if weights is not None else chosen.weights or (1.0,) * count
     if not count:
         raise UsageError("no adapters given; name at least one, or draw with the base alone")
     if len(values) != count:
         raise UsageError(f"{len(values)} weights for {count} adapters; give one weight per adapter")
-    return replace(chosen, weights=values)
+    always = {index for index, adapter in enumerate(adapters) if adapter.accelerator}
+    return replace(chosen, weights=values, always=tuple(sorted(always | set(chosen.always))))
 
 
 Places = dict[str, tuple[nn.Module, list[tuple[int, LowRank]]]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,11 +52,14 @@ class Program:
         method: A key of :data:`METHODS`.
         weights: One strength per adapter, in the order in which they are attached.
         options: Keyword arguments of the method.
+        always: Positions of the adapters that the method does not see: each stays at its weight in every
+            step of every branch, as an accelerator has to.
     """
 
     method: str = "merge"
     weights: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    always: tuple[int, ...] = ()
 
     def table(self, steps: int) -> GateTable:
         """The gates of a run of ``steps`` steps.
@@ -67,14 +70,29 @@ class Program:
         """
         weights = torch.tensor(self.weights, dtype=torch.float32)
         method = METHODS[self.method]
+        free = [index for index in range(len(weights)) if index not in self.always]
+        if self.always and not free:
+            return GateTable(weights.expand(steps, 1, -1).clone(), torch.ones(steps, 1))
         try:
-            return method(weights, steps, **self.options)
+            table = method(weights[free], steps, **self.options)
         except TypeError as error:
             raise UsageError(f"method {self.method}: {error}; see `loracomp methods`") from error
+        return self._with_constant(table, weights, free) if self.always else table
+
+    def _with_constant(self, table: GateTable, weights: Tensor, free: list[int]) -> GateTable:
+        """The table of the adapters at ``free`` with a constant column for each of the others."""
+        gates = weights.expand(*table.gates.shape[:2], -1).clone()
+        gates[:, :, free] = table.gates
+        return replace(table, gates=gates)
 
     def to_json(self) -> str:
         """The program as one line of JSON with sorted keys."""
-        parts = {"method": self.method, "weights": list(self.weights), "options": dict(self.options)}
+        parts = {
+            "method": self.method,
+            "weights": list(self.weights),
+            "options": dict(self.options),
+            "always": list(self.always),
+        }
         return json.dumps(parts, sort_keys=True)
 
     @classmethod
@@ -82,6 +100,7 @@ class Program:
         """The program that :meth:`to_json` wrote; raises :class:`UsageError` for anything else."""
         try:
             parts = json.loads(text)
-            return cls(str(parts["method"]), tuple(map(float, parts["weights"])), dict(parts["options"]))
+            weights, always = tuple(map(float, parts["weights"])), tuple(map(int, parts.get("always", ())))
+            return cls(str(parts["method"]), weights, dict(parts["options"]), always)
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"not a gate program: {error}") from error
