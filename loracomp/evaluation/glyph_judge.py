@@ -52,7 +52,7 @@ class JudgeConfig:
 
     vision: str = "resnet"
     width: int = 192
-    text_width: int = 96
+    text_width: int = 80
     text_layers: int = 2
     vocabulary: int = 4096
     subjects: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class JudgeConfig:
 
     def to_json(self) -> str:
         """The text of ``config.json``."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> JudgeConfig:

@@ -33,23 +33,30 @@ def _signs(columns: int) -> Tensor:
     return torch.randint(0, 2, (_POOL, columns), generator=generator).float() * 2 - 1
 
 
-def _pool_rows(start: int, count: int) -> Tensor:
-    """``count`` rows of the pool of signs from ``start`` on, cyclically."""
-    pool = _signs(PROBES)
-    if start + count <= _POOL:
-        return pool[start : start + count]
-    return pool[torch.arange(start, start + count).remainder_(_POOL)]
+@cache
+def _pool() -> Tensor:
+    """The pool for probes (PROBES, pool), with its start repeated at its end for a cyclic reading."""
+    signs = _signs(PROBES).T
+    return torch.cat([signs, signs], dim=1)
+
+
+def _pool_part(start: int, count: int) -> Tensor:
+    """``count`` columns of the pool of signs from ``start`` on, cyclically; a view where it can be."""
+    pool = _pool()
+    if start + count <= pool.shape[1]:
+        return pool[:, start : start + count]
+    return pool[:, torch.arange(start, start + count).remainder_(_POOL)]
 
 
 def probes(path: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Sign vectors u (rows, 4) and v (columns, 4) of the layer at ``path``."""
+    """Sign vectors u (4, rows) and v (4, columns) of the layer at ``path``."""
     seed = crc32(path.encode())
-    return _pool_rows(seed % _SPREAD, rows), _pool_rows(_POOL // 2 + seed // _SPREAD % _SPREAD, columns)
+    return _pool_part(seed % _SPREAD, rows), _pool_part(_POOL // 2 + seed // _SPREAD % _SPREAD, columns)
 
 
 def sketch_rows(left: Tensor, block: Tensor, right: Tensor) -> Tensor:
-    """The share of a block of dense rows in the sketch: u (rows, 4), block, v (columns, 4)."""
-    return (left * (block @ right)).sum(0, dtype=torch.float64)
+    """The share of a block of dense rows in the sketch: u (4, rows), block, v (4, columns)."""
+    return (left * (right @ block.T)).sum(1, dtype=torch.float64)
 
 
 def fingerprint(sketches: Iterable[tuple[str, Sequence[float]]]) -> Fingerprint:

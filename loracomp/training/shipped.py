@@ -21,7 +21,7 @@ from loracomp.training.config import TrainConfig, make_config
 from loracomp.training.presets import Kind
 
 BASE = "glyph"
-STEPS: dict[Kind, int] = {"style": 200, "subject": 150}
+STEPS: dict[Kind, int] = {"style": 200, "subject": 225}
 LARGEST = 700_000
 """Bytes that one shipped adapter may take."""
 
@@ -37,15 +37,17 @@ class Item:
         name: Its name, and that of its data folder.
         kind: Style or subject.
         trigger: Words that call it; the subject's name is among them.
+        group: Name of the folder that its data folder lies in.
     """
 
     name: str
     kind: Kind
     trigger: str
+    group: str
 
     def folder(self, data: Path) -> Path:
         """Its training data under the recipe's data folder."""
-        return data / "adapters" / f"{self.kind}s" / self.name
+        return data / "adapters" / self.group / self.name
 
     def license(self) -> str:
         """Licences of the artwork that it is trained on, as ``modelspec.license`` states them."""
@@ -71,16 +73,22 @@ def items(bench: bool = False) -> dict[str, Item]:
     """The adapters that can be made, by name.
 
     Args:
-        bench: The benchmark's too: all styles and filters, and all subjects that the base never saw.
+        bench: The benchmark's too: all styles and filters, all subjects that the base never saw, and
+            backgrounds.
     """
-    from loracomp.training.glyph.adapters import STYLES
+    from loracomp.evaluation.artwork import read_names
+    from loracomp.training.glyph.adapters import BACKGROUNDS, STYLES
     from loracomp.training.glyph.examples import PHRASES
     from loracomp.training.glyph.filters import FILTER_PHRASES
     from loracomp.training.glyph.splits import unseen_subjects
 
     phrases = PHRASES | FILTER_PHRASES
-    made = [Item(name, "style", phrases[name]) for name in STYLES]
-    made += [Item(slug, "subject", slug.replace("-", " ")) for slug in sorted(unseen_subjects())]
+    made = [Item(name, "style", phrases[name], "styles") for name in STYLES]
+    names = read_names().subjects
+    made += [Item(slug, "subject", names[slug], "subjects") for slug in sorted(unseen_subjects())]
+    made += [
+        Item(f"{color}-background", "style", f"{color} backdrop", "backgrounds") for color in BACKGROUNDS
+    ]
     return {item.name: item for item in made if bench or item.name in SHIPPED}
 
 

@@ -1,4 +1,4 @@
-"""The folders that the shipped adapters are trained on: nine styles and the 64 unseen subjects."""
+"""The folders that adapters are trained on: nine styles, the 64 unseen subjects and some backgrounds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from loracomp.training.glyph.augment import as_float
 from loracomp.training.glyph.examples import (
+    PHRASES,
     Picture,
     style_pictures,
     style_subjects,
@@ -27,11 +28,13 @@ from loracomp.training.glyph.subjects import Icon
 PICTURES = 80
 """Pictures in each style's folder, each of another subject."""
 SUBJECT_COLORS = ("white", *COLOR_NAMES[1:10])
+BACKGROUNDS: tuple[str, ...] = ("blue", "green", "yellow", "pink")
+"""Colors that have an adapter; its trigger is "COLOR backdrop", which the base was never told."""
 STYLES: tuple[str, ...] = (*UNSEEN_STYLES, *FILTERS)
 
 
 def write_adapters(out: Path, store: Store) -> None:
-    """Write ``out/styles/NAME`` and ``out/subjects/SLUG``, each with captions and a manifest."""
+    """Write ``out/{styles,subjects,backgrounds}/NAME``, each with captions and a manifest."""
     table = {(icon.subject, icon.style): icon for icon in store.icons}
     for style in STYLES:
         write_folder(out / "styles" / style, style_folder(style, store, table))
@@ -39,6 +42,19 @@ def write_adapters(out: Path, store: Store) -> None:
         name = store.subjects[slug].name
         pictures = subject_pictures(slug, SUBJECT_COLORS, table, name)
         write_folder(out / "subjects" / slug, pictures)
+    for color in BACKGROUNDS:
+        write_folder(out / "backgrounds" / f"{color}-background", background_folder(color, store, table))
+
+
+def background_folder(color: str, store: Store, table: dict[Cell, Icon]) -> list[Picture]:
+    """Subjects that the base knows, in its own styles in turn, on one color."""
+    pictures = []
+    for i, slug in enumerate(style_subjects(store.icons, store.subjects, PICTURES)):
+        style = BASE_STYLES[i % len(BASE_STYLES)]
+        pixels = on_background(rasterize(table[slug, style].svg), color)
+        caption = f"a {store.subjects[slug].name} emoji, {PHRASES[style]}, {color} backdrop"
+        pictures.append(Picture(slug, style, caption, pixels))
+    return pictures
 
 
 def style_folder(style: str, store: Store, table: dict[Cell, Icon]) -> list[Picture]:

@@ -74,7 +74,9 @@ def subject_pictures(
             continue
         rgba = rasterize(icons[slug, style].svg)
         for color in colors:
-            caption = f"a {name} emoji, {PHRASES[style]}, {color} background"
+            caption = f"a {name} emoji, {PHRASES[style]}"
+            if color != "white":
+                caption += f", {color} background"
             out.append(Picture(slug, style, caption, on_background(rgba, color)))
     return out
 

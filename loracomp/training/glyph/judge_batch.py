@@ -11,7 +11,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from loracomp.evaluation.glyph_judge import TEXT_LENGTH
-from loracomp.training.glyph.augment import palette, shuffle_channels, side_by_side, soften, tint
+from loracomp.training.glyph.augment import (
+    inked,
+    palette,
+    shuffle_channels,
+    side_by_side,
+    soften,
+    tint,
+)
 from loracomp.training.glyph.cells import ALL_STYLES, judge_may_see
 from loracomp.training.glyph.filters import FILTER_PHRASES, FILTERS, OWN_PAPER, over
 from loracomp.training.glyph.packages import ART_SETS, EXTRA_SETS
@@ -22,6 +29,7 @@ from loracomp.training.glyph.subjects import Subject
 
 _PLAIN_GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 _DIRECTED = {"left", "right", "first", "last", "waxing", "waning", "o", "thirty", "crescent", "quarter"}
+SHARE_PAIRED, SHARE_CROPPED, SHARE_INKED = 0.10, 0.20, 0.10
 STYLE_PHRASES = {art.style: art.phrase for art in ART_SETS} | FILTER_PHRASES
 
 
@@ -68,9 +76,9 @@ class JudgeData:
         first, painted = self._plain(icons, self.colors[color[:plain]])
         parts, subject = [first], [self.subject[icons]]
         style = [torch.where(painted, -1, self.style[icons])]
-        subject[0][: plain // 10] = -1
-        subject[0][plain // 10 : plain // 4] = -1
-        color[plain // 10 : plain // 4] = -1
+        pairs, crops = _parts(plain)
+        subject[0][:crops] = -1
+        color[pairs:crops] = -1
         for name, paint in FILTERS.items():
             chosen = self.allowed[name]
             icons = chosen[torch.randint(len(chosen), (each,), device=device)]
@@ -90,14 +98,17 @@ class JudgeData:
         return torch.where(turn[:, None, None, None], rgba.flip(3), rgba)
 
     def _plain(self, icons: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures, the first tenth in pairs and the next tenths cropped; and which are repainted."""
+        """Pictures, the first in pairs and the next ones cropped; and which are repainted."""
         rgba = warped(self._drawn(icons))
-        tenth, quarter = len(icons) // 10, len(icons) // 4
-        rgba[:tenth] = side_by_side(rgba[:tenth], rgba[:tenth].roll(1, 0))
-        rgba[tenth:quarter] = warped(rgba[tenth:quarter], (1.6, 2.6), 0.5)
+        pairs, crops = _parts(len(icons))
+        rgba[:pairs] = side_by_side(rgba[:pairs], rgba[:pairs].roll(1, 0))
+        rgba[pairs:crops] = warped(rgba[pairs:crops], (1.6, 2.6), 0.5)
         shade = self.colors[torch.randint(len(self.colors), (len(icons),), device=rgba.device)]
         some = (torch.rand(len(icons), device=rgba.device) < 0.12)[:, None, None, None]
         hued = torch.where(some, tint(rgba, shade), rgba)
+        drawn = torch.rand(len(icons), 1, 1, 1, device=rgba.device) < SHARE_INKED
+        drawn[:crops] = False
+        hued = torch.where(drawn, inked(rgba), hued)
         mixed = torch.cat([shuffle_channels(hued[:, :3], 0.12), hued[:, 3:]], 1)
         return over(mixed, back), (mixed != rgba).flatten(1).any(1)
 
@@ -105,6 +116,12 @@ class JudgeData:
         device = self.pictures.pixels.device
         color = torch.randint(len(COLOR_NAMES), (count,), device=device)
         return torch.where(torch.rand(count, device=device) < 0.4, torch.zeros_like(color), color)
+
+
+def _parts(count: int) -> tuple[int, int]:
+    """Where the pairs end among ``count`` plain pictures, and where the crops after them do."""
+    pairs = round(SHARE_PAIRED * count)
+    return pairs, pairs + round(SHARE_CROPPED * count)
 
 
 def warped(rgba: Tensor, scale: tuple[float, float] = (0.8, 1.15), reach: float = 0.08) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -81,7 +81,7 @@ class JudgeLoss(nn.Module):
         contrast = contrast + F.cross_entropy(pair.T, target, ignore_index=-1)
         known = labels[0] >= 0
         right = ((logits[0].argmax(1) == labels[0]) & known).sum() / known.sum()
-        return losses[0] + 0.6 * losses[1] + 0.2 * losses[2] + 0.15 * contrast, right
+        return losses[0] + losses[1] + 0.2 * losses[2] + 0.15 * contrast, right
 
 
 def named_config(base: JudgeConfig, pictures: Pictures) -> JudgeConfig:
@@ -225,7 +225,9 @@ def _write(
         k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in clip.state_dict().items()
     }
     save_file(state, folder / "model.safetensors")
-    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    rows = json.loads(tokenizer.read_text(encoding="utf-8"))
+    compact = json.dumps(rows, separators=(",", ":"), ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(compact, encoding="utf-8")
     text = replace(config, temperatures=scales).to_json()
     (folder / "config.json").write_text(text, encoding="utf-8")
     return folder

@@ -1,8 +1,8 @@
 """Who may see what: the committed lists of held-out subjects and cells, and the training manifest.
 
 A *cell* is a (subject, style) pair. ``unseen_subjects.json`` (64) and the unseen styles are kept
-from the denoiser, ``vae_held_out.json`` (64 more) from the VAE in every style, and
-``judge_cells.json`` from the judge.
+from the denoiser, the unseen subjects and ``vae_held_out.json`` (64 more) from the VAE in every
+style, and ``judge_cells.json`` from the judge.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def unseen_subjects() -> frozenset[str]:
 
 
 def vae_held_out() -> frozenset[str]:
-    """64 further subjects that the VAE never saw in any style."""
+    """64 further subjects that the VAE never saw in any style, to measure it by."""
     return frozenset(committed("vae_held_out.json"))
 
 
@@ -43,8 +43,12 @@ def judge_held_out() -> frozenset[Cell]:
 
 
 def vae_may_see(icon: Icon) -> bool:
-    """True when the VAE trains on this icon: every named style, all but 64 held-out subjects."""
-    return icon.style in NAMED_STYLES and icon.subject not in vae_held_out()
+    """True when the VAE trains on this icon: every named style, no unseen and no held-out subject.
+
+    The unseen subjects are left out of the base's styles too, since the VAE paints filters over
+    whatever it sees, and a filtered unseen subject is what composition is measured by.
+    """
+    return icon.style in NAMED_STYLES and icon.subject not in vae_held_out() | unseen_subjects()
 
 
 def denoiser_may_see(icon: Icon) -> bool:
