@@ -7,6 +7,7 @@ O((d_in + d_out) r²), never from the dense matrix (``_core``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,6 +75,12 @@ class LowRank:
         return LowRank(self.down * root, self.up * (root * sign))
 
 
+def zero(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> LowRank:
+    """The update of rank 0 of a layer with a weight of ``shape``: what an adapter does that leaves it alone."""
+    tail = (1,) * (len(shape) - 2)
+    return LowRank(torch.zeros(0, *shape[1:], dtype=dtype), torch.zeros(shape[0], 0, *tail, dtype=dtype))
+
+
 def _core(layer: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """Orthonormal Q_up (d_out, k), core (k, m) and Q_down (d_in, m) with ΔW = Q_up core Q_downᵀ."""
     up, down = layer.matrices()
@@ -124,6 +131,36 @@ def inner(first: LowRank, second: LowRank) -> float:
 def norm(layer: LowRank) -> float:
     """Frobenius norm of ΔW."""
     return max(inner(layer, layer), 0.0) ** 0.5
+
+
+def inner_products(layers: Sequence[LowRank], dtype: torch.dtype = torch.float64) -> Tensor:
+    """All Frobenius inner products ⟨ΔWᵢ, ΔWⱼ⟩ of updates of one layer at once.
+
+    Two Gram matrices of the stacked factors serve all pairs; sums of updates follow by bilinearity,
+    as in ‖Σ wᵢ ΔWᵢ‖² = wᵀ T w.
+
+    Args:
+        layers: Updates of one layer, ranks may differ and may be 0.
+        dtype: Arithmetic of the Gram matrices.
+
+    Returns:
+        T of shape (n, n), float64.
+    """
+    pairs = [layer.matrices(dtype) for layer in layers]
+    up, down = torch.cat([u for u, _ in pairs], dim=1), torch.cat([d for _, d in pairs])
+    products = ((up.T @ up) * (down @ down.T)).double()
+    ranks = torch.tensor([layer.rank for layer in layers])
+    owners = torch.eye(len(layers), dtype=torch.float64).repeat_interleave(ranks, dim=0)
+    return owners.T @ products @ owners
+
+
+def distance(first: LowRank, second: LowRank) -> float:
+    """‖ΔW₁ − ΔW₂‖ by QR and not by Gram matrices, so that it is right down to float64 rounding."""
+    pairs = [first.matrices(), second.matrices()]
+    up = torch.cat([pairs[0][0], -pairs[1][0]], dim=1)
+    down = torch.cat([pairs[0][1], pairs[1][1]])
+    r_up, r_down = torch.linalg.qr(up, mode="r").R, torch.linalg.qr(down.T, mode="r").R
+    return float((r_up @ r_down.T).norm())
 
 
 def cosine(first: LowRank, second: LowRank) -> float:

@@ -7,7 +7,10 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -111,20 +114,24 @@ def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> It
 
 
 def _file(tensors: Mapping[str, Tensor], order: list[str], metadata: Mapping[str, str]) -> Iterator[bytes]:
+    yield header_bytes([(key, tensors[key].dtype, tuple(tensors[key].shape)) for key in order], metadata)
+    for key in order:
+        yield _raw(tensors[key])
+
+
+def header_bytes(
+    table: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """Length and header of a safetensors file whose tensors (key, dtype, shape) lie in this order."""
     entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
-    for key in order:
-        tensor = tensors[key]
-        end = position + tensor.numel() * tensor.element_size()
-        shape = list(tensor.shape)
-        entries[key] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [position, end]}
+    for key, dtype, shape in table:
+        end = position + prod(shape) * dtype.itemsize
+        entries[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     header += b" " * (-len(header) % 8)
-    yield len(header).to_bytes(8, "little")
-    yield header
-    for key in order:
-        yield _raw(tensors[key])
+    return len(header).to_bytes(8, "little") + header
 
 
 def _raw(tensor: Tensor) -> bytes:
@@ -138,6 +145,20 @@ def write_atomically(target: Path, chunks: Iterable[bytes]) -> None:
     Raises:
         UsageError: The target cannot be written.
     """
+    with replacing(target) as file:
+        for chunk in chunks:
+            file.write(chunk)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside the target, open for reading and writing, that takes its place at the end.
+
+    Whatever interrupts the writing, the target stays as it was and nothing is left beside it.
+
+    Raises:
+        UsageError: The target cannot be written.
+    """
     temporary = None
     try:
         if target.is_dir():
@@ -145,9 +166,8 @@ def write_atomically(target: Path, chunks: Iterable[bytes]) -> None:
         handle, temporary = tempfile.mkstemp(
             prefix=f".{target.name[:80]}.", suffix=".part", dir=target.parent
         )
-        with os.fdopen(handle, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
             file.flush()
             os.fchmod(file.fileno(), _mode(target))
             os.fsync(file.fileno())
