@@ -27,7 +27,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 @app.command("run")
 def run(
     data: Data,
-    kind: Annotated[str | None, typer.Option(help="style or subject: chooses the preset.")] = None,
+    kind: Annotated[str | None, typer.Option(help="style, subject or accelerator.")] = None,
     name: Annotated[str | None, typer.Option(help="What the adapter is called.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; NAME.safetensors.")] = None,
     base: Annotated[str | None, typer.Option(help="Name, diffusers folder, checkpoint or hub id.")] = None,
@@ -46,7 +46,7 @@ def run(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train a style or a subject, and save it with a sample grid beside it.
+    """Train a style, a subject or an accelerator, and save it with a sample grid beside it.
 
     Settings come from the preset of kind and base, then --config, then --set, then the options here.
     Ctrl-C finishes the step and saves; `train resume` goes on.

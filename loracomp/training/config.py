@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from loracomp.adapter import Acceleration
 from loracomp.errors import UsageError
 from loracomp.training.presets import Kind, prediction_of, preset
 
@@ -24,7 +25,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str = Field(min_length=1, description="What users call the adapter.")
-    kind: Kind = Field(description="style or subject: chooses the preset.")
+    kind: Kind = Field(description="style, subject or accelerator: chooses the preset.")
     base: str = Field("glyph", description="Known base name, diffusers folder, checkpoint file or hub id.")
     trigger: Words = Field((), description="Words that call the adapter; put before captions without them.")
 
@@ -47,6 +48,14 @@ class TrainConfig(BaseModel):
     noise_offset: float = Field(0.0, ge=0, le=1, description="Noise per picture and channel added to noise.")
     terminal_share: float = Field(0.0, ge=0, le=1, description="Share of samples put at the last timestep.")
     caption_dropout: float = Field(0.05, ge=0, le=1, description="Share of samples trained without caption.")
+
+    objective: Literal["diffusion", "distillation"] = Field(
+        "diffusion", description="Learn the pictures, or to draw like the base in a few steps."
+    )
+    teacher_guidance: float | None = Field(None, ge=1, description="Distilled guidance; the base's own.")
+    teacher_rescale: float | None = Field(None, ge=0, le=1, description="Its rescale; the base's own.")
+    teacher_steps: int = Field(4, ge=1, description="The base's steps in one step of an accelerator.")
+    student_steps: tuple[int, int] = Field((4, 8), description="Fewest and most steps to draw in.")
 
     resolution: int | None = Field(None, ge=16, description="Side in pixels; left out, the base's own.")
     flip: bool = Field(False, description="Mirror half of the samples.")
@@ -78,6 +87,13 @@ class TrainConfig(BaseModel):
             raise ValueError("betas must lie in [0, 1)")
         return value
 
+    @field_validator("student_steps")
+    @classmethod
+    def _student_steps(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1] <= 100:
+            raise ValueError("fewest and most steps must be 1 to 100, in this order")
+        return value
+
     @model_validator(mode="after")
     def _name_is_a_file_name(self) -> TrainConfig:
         if self.name != Path(self.name).name:
@@ -88,6 +104,11 @@ class TrainConfig(BaseModel):
     def scale_alpha(self) -> float:
         """Alpha as a number: the rank unless it was given."""
         return float(self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def acceleration(self) -> Acceleration | None:
+        """How to draw with the result of a distillation: the middle number of steps, no guidance."""
+        return Acceleration(sum(self.student_steps) // 2) if self.objective == "distillation" else None
 
     def dump(self) -> str:
         """The config as JSON with sorted keys; :func:`load_dump` reads it."""
@@ -104,6 +125,10 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
     config = load_dump(json.dumps({**start, **values}))
     if config.min_snr_gamma is not None and prediction_of(config.base) == "flow":
         raise UsageError("min_snr_gamma: flow-matching bases have no such weights; leave it out")
+    if config.objective == "distillation":
+        for name in ("min_snr_gamma", "train_text_encoder"):
+            if getattr(config, name):
+                raise UsageError(f"{name}: has no part in objective=distillation; leave it out")
     return config
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from loracomp import __version__
+from loracomp.adapter import Acceleration
 from loracomp.bases import Base
 from loracomp.training.config import TrainConfig
 from loracomp.training.dataset import Dataset
@@ -60,6 +61,8 @@ def header(
             {"python": platform.python_version(), **{n: version(n) for n in ("torch", "diffusers", "peft")}}
         ),
     }
+    if config.acceleration:
+        own[Acceleration.KEY] = config.acceleration.to_json()
     return {
         **_kohya(config, data, row, resolution, started, seconds, loss),
         **_modelspec(config, row, prediction, resolution, started),

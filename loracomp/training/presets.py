@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from loracomp.bases import BASES, Prediction
 
-Kind = Literal["style", "subject"]
+Kind = Literal["style", "subject", "accelerator"]
 
 _LARGE = {"rank": 16, "batch": 1, "accumulation": 4, "warmup": 50, "weight_decay": 0.01}
+_DISTILLED = {"objective": "distillation", "caption_dropout": 0.0, "terminal_share": 0.1}
 _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("style", "v_prediction"): {"rank": 4, "lr": 2e-3, "steps": 180, "batch": 16, "terminal_share": 0.05},
     ("subject", "v_prediction"): {"rank": 4, "lr": 1e-3, "steps": 150, "batch": 16, "terminal_share": 0.05},
@@ -24,6 +25,9 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("subject", "epsilon"): {**_LARGE, "lr": 1e-4, "steps": 1000, "min_snr_gamma": 5.0},
     ("style", "flow"): {**_LARGE, "lr": 1e-4, "steps": 2000},
     ("subject", "flow"): {**_LARGE, "lr": 1e-4, "steps": 1000},
+    ("accelerator", "v_prediction"): {**_DISTILLED, "rank": 8, "lr": 1e-3, "steps": 600, "batch": 32},
+    ("accelerator", "epsilon"): {**_LARGE, **_DISTILLED, "rank": 64, "lr": 1e-4, "steps": 2000},
+    ("accelerator", "flow"): {**_LARGE, **_DISTILLED, "rank": 64, "lr": 1e-4, "steps": 2000},
 }
 PRESETS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(_PRESETS)
 

@@ -19,6 +19,7 @@ from loracomp.training import checkpoint, samples
 from loracomp.training.cache import default_cache, encode, fingerprint
 from loracomp.training.config import TrainConfig
 from loracomp.training.dataset import Dataset
+from loracomp.training.distillation import Distillation
 from loracomp.training.header import header
 from loracomp.training.inject import Injected, inject
 from loracomp.training.interrupt import InterruptedRunError
@@ -73,7 +74,13 @@ class Trained:
 def complete(config: TrainConfig, row: Base) -> TrainConfig:
     """The config with everything filled in that the base decides."""
     own = defaults(config.base, row)
-    chosen = {
+    chosen: dict[str, Any] = {}
+    if fast := config.acceleration:
+        chosen["teacher_guidance"] = config.teacher_guidance or own["guidance"]
+        rescale = config.teacher_rescale
+        chosen["teacher_rescale"] = own["guidance_rescale"] if rescale is None else rescale
+        own |= {"steps": fast.steps, "guidance": fast.guidance}
+    chosen |= {
         "targets": config.targets or row.targets,
         "resolution": config.resolution or row.resolution,
         "sample_steps": config.sample_steps or own["steps"],
@@ -145,6 +152,8 @@ class Session:
             self.report({"event": "note", "text": line})
         objective = self._objective()
         injected = self._inject()
+        if isinstance(objective, Distillation):
+            objective.silent = injected.silent
         try:
             self.report(self._start_event(objective, injected))
             loop = self._loop(objective, injected, stop)
@@ -170,7 +179,19 @@ class Session:
             with_text=not config.train_text_encoder,
             cache=default_cache(),
         )
-        return Objective(self.pipe, encoded, config.min_snr_gamma, self.autocast, self.resolution)
+        if config.objective == "diffusion":
+            return Objective(self.pipe, encoded, config.min_snr_gamma, self.autocast, self.resolution)
+        return Distillation(
+            self.pipe,
+            encoded,
+            None,
+            self.autocast,
+            self.resolution,
+            guidance=config.teacher_guidance or 1.0,
+            rescale=config.teacher_rescale or 0.0,
+            teacher_steps=config.teacher_steps,
+            student_steps=config.student_steps,
+        )
 
     def _inject(self) -> Injected:
         config = self.config

@@ -80,7 +80,7 @@ def test_every_method_runs_as_if_it_were_part_of_the_base(pipe: Any, method: str
     with attach(pipe, [*others[:place], fast, *others[place:]], method) as attachment:
         assert attachment.program.always == (place,)
         together = run(pipe)
-    layers = layers_of(pipe)
+    layers: dict[str, Any] = {**layers_of(pipe)}
     before = {path: layers[path].weight.detach().clone() for path in fast.layers}
     for path, update in fast.layers.items():
         layers[path].weight.data += update.delta(torch.float64).float()

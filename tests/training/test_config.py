@@ -36,7 +36,7 @@ def test_given_values_win_over_the_preset() -> None:
         ({"lr": "1e-3"}, "lr: input should be a valid number"),
         ({"steps": 2.5}, "steps: input should be a valid integer"),
         ({"steps": 0}, "steps: input should be greater than or equal to 1"),
-        ({"kind": "face"}, "kind: input should be 'style' or 'subject'"),
+        ({"kind": "face"}, "kind: input should be 'style', 'subject' or 'accelerator'"),
         ({"betas": [0.9, 1.0]}, "betas must lie in"),
         ({"name": "a/b"}, "must not contain a path"),
         ({"base": "flux", "min_snr_gamma": 5}, "flow-matching"),
