@@ -11,7 +11,7 @@ from loracomp.adapter import Adapter
 from loracomp.bases import BASES, get_base
 from loracomp.errors import BaseMismatchError, FormatError, UsageError
 from loracomp.fusion import METHODS, Program
-from loracomp.library import open_adapter
+from loracomp.library import acceleration, open_adapter
 from loracomp.loading import DTYPES, SCHEDULERS, defaults, open_base
 from loracomp.pipeline import StepCallback, base_of, compose, denoiser_of
 from loracomp.recipe import Recipe, Use
@@ -20,7 +20,7 @@ Drawn = list[tuple[Any, Recipe]]
 
 
 def plan(prompt: str, base: str = "glyph", **choices: Any) -> Recipe:
-    """A recipe with the base's defaults where ``choices`` holds None.
+    """A recipe with the accelerator's or the base's defaults where ``choices`` holds None.
 
     Raises:
         UnknownNameError: No such method or scheduler.
@@ -28,7 +28,7 @@ def plan(prompt: str, base: str = "glyph", **choices: Any) -> Recipe:
     row = BASES.get(base)
     known = defaults(base, row) if row else {}
     side = row.resolution if row else 0
-    known |= {"width": side, "height": side}
+    known |= {"width": side, "height": side} | _few_steps(choices.get("uses") or ())
     recipe = Recipe(prompt, base=base, **known | {k: v for k, v in choices.items() if v is not None})
     METHODS.entry(recipe.method)
     if recipe.scheduler:
@@ -85,6 +85,14 @@ def draw(
 def redraw(recipe: Recipe, **choices: Any) -> Drawn:
     """The one image that ``recipe`` describes, drawn in the batch that it came from."""
     return [draw(recipe, **choices)[recipe.index]]
+
+
+def _few_steps(uses: Sequence[Use]) -> dict[str, Any]:
+    """Defaults of the first accelerator among the adapters."""
+    for use in uses:
+        if fast := acceleration(use.source):
+            return {"steps": fast.steps, "guidance": fast.guidance, "guidance_rescale": 0.0}
+    return {}
 
 
 def _checked(recipe: Recipe) -> Recipe:

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from loracomp.adapter import Adapter
-from loracomp.errors import FormatError, UnknownNameError
+from loracomp.adapter import Acceleration, Adapter
+from loracomp.errors import FormatError, UnknownNameError, UsageError
 
 SHIPPED = Path(__file__).parent / "assets" / "adapters"
 
@@ -22,7 +22,7 @@ class Card:
 
     Attributes:
         name: What users type.
-        kind: ``style`` or ``subject``.
+        kind: ``style``, ``subject`` or ``accelerator``.
         base: Base it was made for.
         trigger: Words that call it.
         file: The adapter.
@@ -76,6 +76,32 @@ def find(source: str) -> Path:
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
         raise FormatError(f"{source}: no such file; {hint}")
     raise UnknownNameError("adapter", source, manifest())
+
+
+def acceleration(source: str) -> Acceleration | None:
+    """How to draw with the accelerator behind a shipped name or a file; None where it is none.
+
+    Reads the header alone; what is wrong with a damaged file is for :func:`open_adapter` to say. Raises
+    what :func:`find` raises.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(find(source), framework="pt") as file:
+            return Acceleration.from_json((file.metadata() or {}).get(Acceleration.KEY, ""))
+    except (SafetensorError, OSError, UnicodeError):
+        return None
+
+
+def open_accelerator(source: str, base: str | None = None) -> Adapter:
+    """As :func:`open_adapter`; raises :class:`UsageError` for an adapter that is no accelerator."""
+    adapter = open_adapter(source, base)
+    if adapter.accelerator is None:
+        raise UsageError(
+            f"{source}: no accelerator, its header has no {Acceleration.KEY}; use it with --lora, or "
+            "train one with `loracomp train run DATA --kind accelerator`"
+        )
+    return adapter
 
 
 def open_adapter(source: str, base: str | None = None) -> Adapter:

@@ -133,8 +133,8 @@ def parse_weight(text: str, where: str) -> float:
     return value
 
 
-def parse_use(text: str) -> Use:
-    """``NAME_OR_FILE[:WEIGHT]`` as a :class:`Use`.
+def parse_use(text: str, option: str = "--lora") -> Use:
+    """``NAME_OR_FILE[:WEIGHT]`` as a :class:`Use`; ``option`` is what messages call it.
 
     A colon belongs to a path where the file exists with it (``C:\\lora.safetensors``).
     """
@@ -142,8 +142,8 @@ def parse_use(text: str) -> Use:
     if not colon or Path(text).is_file() or "\\" in weight or "/" in weight:
         return Use(text)
     if not source:
-        raise UsageError(f"--lora {text}: no adapter before the colon; write NAME:0.8")
-    return Use(source, parse_weight(weight, f"--lora {text}"))
+        raise UsageError(f"{option} {text}: no adapter before the colon; write NAME:0.8")
+    return Use(source, parse_weight(weight, f"{option} {text}"))
 
 
 def split_prompt(prompt: str) -> tuple[str, tuple[Use, ...]]:

@@ -14,6 +14,7 @@ from loracomp.cli.screen import Json, emit_json, steps_bar
 from loracomp.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
+    from loracomp.adapter import Adapter
     from loracomp.evaluation.artwork import Names
     from loracomp.evaluation.bench import Plan
     from loracomp.evaluation.ledger import Ledger
@@ -45,6 +46,10 @@ def compose(
         list[str] | None,
         typer.Option("--method", help="NAME or NAME:OPTION=VALUE; repeatable; all by default."),
     ] = None,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(help="NAME_OR_FILE: on in every row, at its own steps and guidance."),
+    ] = None,
     weight: Annotated[float, typer.Option(help="Strength of every adapter.")] = 1.0,
     split: Annotated[str, typer.Option(help="Subjects: test, validation (for tuning) or all.")] = "all",
     base: Annotated[str, typer.Option(help="Name or folder of a glyph base.")] = "glyph",
@@ -65,7 +70,7 @@ def compose(
     from loracomp.evaluation.bench import Plan, program
     from loracomp.evaluation.roster import read_roster
     from loracomp.fusion import METHODS
-    from loracomp.library import SHIPPED
+    from loracomp.library import SHIPPED, open_accelerator
 
     names = read_names()
     roster = read_roster(adapters or SHIPPED, names)
@@ -74,20 +79,27 @@ def compose(
     methods = tuple(method or METHODS)
     if not all(1 <= count <= 1000 for count in steps or ()):
         raise UsageError("--steps is outside 1 … 1000")
+    fast = open_accelerator(accelerator, "glyph") if accelerator else None
     plan = Plan(
         _cells(protocol or ["1+1"], names, roster, pairs, split),
         methods,
-        tuple(steps or (25,)),
+        tuple(steps or _steps(fast)),
         seeds,
         weight,
     )
     settings = {"base": base, "judge": judge, "split": split, "seeds": seeds, "weight": weight}
     share = _share(plan, part) if part else plan
-    ledger = _run(share, roster, out, settings, {"dtype": dtype, "device": device}, as_json)
+    ledger = _run(share, roster, out, settings, {"dtype": dtype, "device": device}, as_json, fast)
     if part:
         typer.echo(f"{out}: part {part} is done; run once more without --part for the tables", err=True)
     else:
         _write(plan, ledger, as_json)
+
+
+def _steps(fast: Adapter | None) -> tuple[int, ...]:
+    """The protocol's steps, or the accelerator's."""
+    told = fast.accelerator if fast else None
+    return (told.steps,) if told else (25,)
 
 
 def _share(plan: Plan, part: str) -> Plan:
@@ -115,7 +127,13 @@ def _cells(protocols: list[str], names: Names, roster: Roster, pairs: int, split
 
 
 def _run(
-    plan: Plan, roster: Roster, out: Path, settings: dict[str, Any], place: dict[str, str], as_json: bool
+    plan: Plan,
+    roster: Roster,
+    out: Path,
+    settings: dict[str, Any],
+    place: dict[str, str],
+    as_json: bool,
+    fast: Adapter | None = None,
 ) -> Ledger:
     """Draws and scores what is not done yet."""
     from loracomp.bases import get_base
@@ -129,6 +147,9 @@ def _run(
     row = get_base("glyph")
     known_settings = defaults(settings["base"], row)
     drawing = {key: known_settings[key] for key in ("guidance", "guidance_rescale")}
+    if fast and fast.accelerator:
+        drawing = {"guidance": fast.accelerator.guidance, "guidance_rescale": 0.0}
+        settings = settings | {"accelerator": fast.digest[:16]}
     artwork = open_artwork(FILTERS)
     known = _vocabulary(roster.names) if not settings["judge"].startswith("glyph") else None
     pipe = open_base(settings["base"], **place)
@@ -139,7 +160,7 @@ def _run(
     dtype_name = str(pipe.dtype).removeprefix("torch.")
     about = settings | drawing | {"dtype": dtype_name, "device": pipe.device.type}
     ledger = Ledger(out, about, digests)
-    paint = painter(pipe, where, side=row.resolution, **drawing)
+    paint = painter(pipe, where, side=row.resolution, accelerator=fast, **drawing)
     paint("a red apple emoji", [], "merge", 1.0, 2, plan.seeds)
     with steps_bar("benchmark", as_json) as on_unit:
         run(plan, roster, artwork, watching, paint, ledger, on_unit)

@@ -21,6 +21,12 @@ def compose(
     lora: Annotated[
         list[str] | None, typer.Option("--lora", help="NAME_OR_FILE[:WEIGHT], once per adapter.")
     ] = None,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(
+            help="NAME_OR_FILE of an adapter for few steps; on throughout, sets steps and guidance."
+        ),
+    ] = None,
     method: Annotated[str | None, typer.Option(help="See `loracomp methods`.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="NAME=VALUE of the method, e.g. period=0.1.")
@@ -54,9 +60,11 @@ def compose(
         "options": _options(option) if option else None, **_size(size),
     }  # fmt: skip
     recipe = (
-        _repeated(repeat, prompt, lora, choices | {"base": base}, dtype, device)
+        _repeated(repeat, prompt, lora, choices | {"base": base, "accelerator": accelerator}, dtype, device)
         if repeat
-        else _planned(prompt, lora or [], base or "glyph", choices | {"dtype": dtype, "device": device})
+        else _planned(
+            prompt, lora or [], accelerator, base or "glyph", choices | {"dtype": dtype, "device": device}
+        )
     )
     from loracomp.drawing import draw, redraw
     from loracomp.recipe import save_image
@@ -69,9 +77,11 @@ def compose(
     _report(paths, [used for _, used in drawn], time.monotonic() - started, as_json)
 
 
-def _planned(prompt: str, loras: list[str], base: str, choices: dict[str, Any]) -> Recipe:
+def _planned(
+    prompt: str, loras: list[str], accelerator: str | None, base: str, choices: dict[str, Any]
+) -> Recipe:
     from loracomp.drawing import plan
-    from loracomp.library import find
+    from loracomp.library import find, open_accelerator
     from loracomp.recipe import parse_use, split_prompt
 
     text, tagged = split_prompt(prompt)
@@ -80,6 +90,10 @@ def _planned(prompt: str, loras: list[str], base: str, choices: dict[str, Any]) 
         raise UsageError("no prompt; say what to draw: loracomp compose 'a watermelon emoji' --lora mono")
     for use in uses:
         find(use.source)
+    if accelerator:
+        fast = parse_use(accelerator, "--accelerator")
+        open_accelerator(fast.source)
+        uses = (*uses, fast)
     if choices["seed"] is None:
         choices["seed"] = time.time_ns() % 2**31
     return plan(text, base, uses=uses, **choices)

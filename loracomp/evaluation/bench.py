@@ -134,7 +134,15 @@ def _draw(
     return paint(text, chosen, row.method or "merge", plan.weight, steps, plan.seeds)
 
 
-def painter(pipe: Any, device: str, *, side: int, guidance: float, guidance_rescale: float = 0.0) -> Painter:
+def painter(
+    pipe: Any,
+    device: str,
+    *,
+    side: int,
+    guidance: float,
+    guidance_rescale: float = 0.0,
+    accelerator: Adapter | None = None,
+) -> Painter:
     """A painter on a pipeline.
 
     Args:
@@ -143,7 +151,9 @@ def painter(pipe: Any, device: str, *, side: int, guidance: float, guidance_resc
         side: Side of the pictures in pixels.
         guidance: Classifier-free guidance scale.
         guidance_rescale: See :class:`loracomp.recipe.Recipe`.
+        accelerator: On in every picture at full strength, the base's own included.
     """
+    fast = [accelerator] if accelerator else []
     settings: dict[str, Any] = {"width": side, "height": side, "guidance_scale": guidance}
     if guidance_rescale:
         settings["guidance_rescale"] = guidance_rescale
@@ -151,10 +161,11 @@ def painter(pipe: Any, device: str, *, side: int, guidance: float, guidance_resc
     def paint(
         text: str, adapters: Sequence[Adapter], method: str, weight: float, steps: int, count: int
     ) -> tuple[list[Image], Cost]:
-        weights, chosen = [weight] * len(adapters), program(method)
+        weights, chosen = [weight] * len(adapters) + [1.0] * len(fast), program(method)
+        everyone = [*adapters, *fast]
         with measured(device) as cost:
             images = compose(
-                pipe, text, adapters, chosen, weights, batch=count, num_inference_steps=steps, **settings
+                pipe, text, everyone, chosen, weights, batch=count, num_inference_steps=steps, **settings
             )
         return images, cost
 

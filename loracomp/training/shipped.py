@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loracomp.adapter import Acceleration
 from loracomp.errors import LoracompError, TrainingError, UnknownNameError
 from loracomp.training.config import TrainConfig, make_config
 from loracomp.training.presets import Kind
 
 BASE = "glyph"
-STEPS: dict[Kind, int] = {"style": 200, "subject": 225}
-LARGEST = 700_000
+STEPS: dict[Kind, int] = {"style": 200, "subject": 225, "accelerator": 600}
+LARGEST: dict[Kind, int] = {"style": 700_000, "subject": 700_000, "accelerator": 1_500_000}
 """Bytes that one shipped adapter may take."""
 
 PICTURED = ("red apple", "rocket", "cat face", "house")
-"""Subjects that the base knows, for the thumbnails of styles."""
+"""Subjects that the base knows, for the thumbnails of styles and of the accelerator."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Item:
 
     Attributes:
         name: Its name, and that of its data folder.
-        kind: Style or subject.
-        trigger: Words that call it; the subject's name is among them.
-        group: Name of the folder that its data folder lies in.
+        kind: Style, subject or accelerator.
+        trigger: Words that call it; the subject's name is among them; an accelerator has none.
+        group: Name of the folder that its data folder lies in; empty for that of all adapters.
     """
 
     name: str
@@ -60,12 +61,16 @@ class Item:
         """What its thumbnail shows: known subjects in the style, or the subject in the base's styles."""
         from loracomp.training.glyph.packages import ART_SETS
 
+        seen = [art.phrase for art in ART_SETS if art.seen]
+        if self.kind == "accelerator":
+            return [f"a {name} emoji, {phrase}" for name, phrase in zip(PICTURED, seen, strict=True)]
         if self.kind == "style":
             return [f"a {subject} emoji, {self.trigger}" for subject in PICTURED]
-        return [f"a {self.trigger} emoji, {art.phrase}, white background" for art in ART_SETS if art.seen]
+        return [f"a {self.trigger} emoji, {phrase}, white background" for phrase in seen]
 
 
-SHIPPED = ("mono", "fluent", "blobs", "pixel", "watermelon", "bicycle", "violin", "light-bulb")
+ACCELERATOR = "accelerator"
+SHIPPED = ("mono", "fluent", "blobs", "pixel", "watermelon", "bicycle", "violin", "light-bulb", ACCELERATOR)
 """The adapters inside the package; the benchmark's others are made where they are needed."""
 
 
@@ -89,6 +94,7 @@ def items(bench: bool = False) -> dict[str, Item]:
     made += [
         Item(f"{color}-background", "style", f"{color} backdrop", "backgrounds") for color in BACKGROUNDS
     ]
+    made.append(Item(ACCELERATOR, "accelerator", "", ""))
     return {item.name: item for item in made if bench or item.name in SHIPPED}
 
 
@@ -138,10 +144,8 @@ def make_one(item: Item, data: Path, out: Path, pipe: Any) -> dict[str, Any]:
     config = settings(item)
     trained = train(config, folder, file, pipe=pipe, report=plain_lines(sys.stderr))
     sign(file, item)
-    if file.stat().st_size > LARGEST:
-        raise TrainingError(
-            f"{file}: {file.stat().st_size} bytes, more than {LARGEST}; fewer targets or ranks"
-        )
+    if (size := file.stat().st_size) > (limit := LARGEST[item.kind]):
+        raise TrainingError(f"{file}: {size} bytes, more than {limit}; fewer targets or ranks")
     cells = json.loads(trained.adapter.metadata["loracomp.data"])["cells"]
     check_cells(item.kind, cells)
     draw_thumbnail(pipe, trained.adapter, item.prompts(), out / f"{item.name}.png")
@@ -172,7 +176,7 @@ def sign(file: Path, item: Item) -> None:
 def command(item: Item, config: TrainConfig) -> str:
     """The command line that trains the same adapter."""
     words = ["loracomp", "train", "run", str(item.folder(Path(".data"))), "--kind", item.kind]
-    words += ["--name", item.name, "--trigger", item.trigger]
+    words += ["--name", item.name, *(["--trigger", item.trigger] if item.trigger else [])]
     words += ["--steps", str(config.steps), "--seed", str(config.seed)]
     return shlex.join([*words, "--out", f"{item.name}.safetensors"])
 
@@ -181,7 +185,7 @@ def check_cells(kind: Kind, cells: Iterable[Iterable[str]]) -> None:
     """Raises :class:`TrainingError` if an adapter saw what would spoil the measurement of composition.
 
     A subject's adapter may see it in the base's styles only; a style's adapter none of the subjects
-    that were kept from the base.
+    that were kept from the base; an accelerator only what the base saw.
     """
     from loracomp.training.glyph.packages import BASE_STYLES
     from loracomp.training.glyph.splits import unseen_subjects
@@ -190,10 +194,10 @@ def check_cells(kind: Kind, cells: Iterable[Iterable[str]]) -> None:
     if not pairs:
         raise TrainingError("the training data have no manifest.json that says what they show")
     for subject, style in pairs:
-        if kind == "subject" and style not in BASE_STYLES:
-            raise TrainingError(f"a subject adapter saw {subject} in {style}, no style of the base")
-        if kind == "style" and subject in unseen_subjects():
-            raise TrainingError(f"a style adapter saw the unseen subject {subject} in {style}")
+        if kind != "style" and style not in BASE_STYLES:
+            raise TrainingError(f"a {kind} adapter saw {subject} in {style}, no style of the base")
+        if kind != "subject" and subject in unseen_subjects():
+            raise TrainingError(f"a {kind} adapter saw the unseen subject {subject} in {style}")
 
 
 def draw_thumbnail(pipe: Any, adapter: Any, prompts: Iterable[str], path: Path) -> None:
@@ -204,7 +208,8 @@ def draw_thumbnail(pipe: Any, adapter: Any, prompts: Iterable[str], path: Path) 
     from loracomp.training.samples import grid, write_picture
 
     own = defaults(BASE, get_base(BASE))
-    settings = {"num_inference_steps": own["steps"], "guidance_scale": own["guidance"]}
+    fast = adapter.accelerator or Acceleration(own["steps"], own["guidance"])
+    settings: dict[str, Any] = {"num_inference_steps": fast.steps, "guidance_scale": fast.guidance}
     first, second, third, fourth = (
         compose(pipe, prompt, [adapter], seed=1, **settings)[0] for prompt in prompts
     )

@@ -14,13 +14,13 @@ from evaluation.world import NAMES, SIDE, SLUGS, Shelf, artwork, everything, jud
 from PIL import Image
 from tiny import random_adapter, shapes_of, tiny_pipeline
 
-from loracomp.adapter import Adapter
+from loracomp.adapter import Acceleration, Adapter
 from loracomp.errors import UnknownNameError, UsageError
 from loracomp.evaluation.bench import ARTIST, NO_LORA, Plan, painter, program, rows, run
 from loracomp.evaluation.cells import PROTOCOLS, Cell, choose, prompt
 from loracomp.evaluation.ledger import Ledger, Record
 from loracomp.evaluation.meter import Cost, measured
-from loracomp.evaluation.pixels import as_images
+from loracomp.evaluation.pixels import as_images, as_tensor
 from loracomp.evaluation.report import from_json, sections, to_json
 from loracomp.evaluation.roster import Part
 from loracomp.evaluation.scores import SCORES, diversity, score
@@ -261,6 +261,29 @@ def test_the_painter_uses_its_settings() -> None:
     assert picture(guidance_rescale=0.7).tobytes() != plain
     assert picture("switch:period=0.5").tobytes() not in (plain, picture("switch:period=0.25").tobytes())
     assert picture(side=64).size == (64, 64)
+
+
+def test_an_accelerator_is_on_in_every_row(tmp_path: Path) -> None:
+    """Every method with it draws what the same method draws on the base into which it is folded."""
+
+    def pictures(accelerator: Adapter | None) -> list[torch.Tensor]:
+        paint = painter(pipe, "cpu", side=SIDE, guidance=1.0, accelerator=accelerator)
+        rows = [("merge", adapters[:0]), *((method, adapters) for method in METHODS)]
+        drawn = [paint("a thing", chosen, method, 0.5, 3, 1)[0] for method, chosen in rows]
+        return [as_tensor(images) for images in drawn]
+
+    pipe: Any = tiny_pipeline("sd15")
+    shapes = {path: shape for path, shape in shapes_of("sd15").items() if path.startswith("unet")}
+    adapters = [random_adapter(shapes, seed=seed, size=0.3) for seed in (1, 2)]
+    fast = random_adapter(shapes, seed=3, size=0.3)
+    fast = replace(fast, metadata={Acceleration.KEY: Acceleration(3).to_json()})
+    without, ours = pictures(None), pictures(fast)
+    for path, update in fast.layers.items():
+        layer = pipe.unet.get_submodule(path.removeprefix("unet."))
+        layer.weight.data += update.delta(torch.float64).float()
+    for folded, accelerated, plain in zip(pictures(None), ours, without, strict=True):
+        assert float((folded - accelerated).abs().max()) <= 2 / 255
+        assert float((folded - plain).abs().max()) > 4 / 255
 
 
 def test_methods_may_have_options() -> None:

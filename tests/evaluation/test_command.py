@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from tiny import GLYPH, random_adapter
 from typer.testing import CliRunner, Result
 
+from loracomp.adapter import Acceleration
 from loracomp.bases import modules
 from loracomp.cli.benchmark import app
 from loracomp.errors import ResourceError, UnknownNameError, UsageError
 from loracomp.evaluation.artwork import read_names
 from loracomp.evaluation.glyph_judge import JudgeConfig, build_clip
-from loracomp.formats import save
+from loracomp.formats import load, save
 from loracomp.loading import open_base
 
 NAMES = read_names()
@@ -91,6 +92,24 @@ def test_a_run_writes_its_results_and_is_gone_on_with(folder: Path) -> None:
     other = call(folder, "--pairs", "1", "--method", "merge", "--weight", "0.5")
     assert isinstance(other.exception, UsageError)
     assert "weight" in str(other.exception)
+
+
+def test_an_accelerator_brings_its_own_steps(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "fast.safetensors"
+    adapter = random_adapter(dict(modules("glyph")), ("to_q",), seed=9, name="fast", base="glyph")
+    save(adapter, file, metadata={Acceleration.KEY: Acceleration(3, 1.0).to_json()})
+    fixed = ["--adapters", str(folder / "adapters"), "--judge", f"glyph:{folder / 'judge'}"]
+    words = ["--pairs", "1", "--method", "merge", "--seeds", "1", "--device", "cpu", "--json"]
+    more = ["--accelerator", str(file), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["compose", *fixed, *words, *more])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [part["steps"] for part in found["sections"]] == [3]
+    assert (found["settings"]["guidance"], found["settings"]["guidance_rescale"]) == (1.0, 0.0)
+    assert found["settings"]["accelerator"] == load(file).digest[:16]
+    other = call(folder, "--accelerator", str(folder / "adapters" / "mono.safetensors"))
+    assert isinstance(other.exception, UsageError)
+    assert "no accelerator" in str(other.exception)
 
 
 def test_parts_make_a_whole(folder: Path, tmp_path: Path) -> None:

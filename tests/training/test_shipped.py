@@ -39,7 +39,7 @@ def test_the_manifest_says_how_each_was_made(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_are_light(name: str) -> None:
     file = library.find(name)
-    assert file.stat().st_size <= LARGEST
+    assert file.stat().st_size <= LARGEST[items()[name].kind]
     assert file.with_suffix(".png").stat().st_size < 40_000
 
 
@@ -52,6 +52,11 @@ def test_cells_that_would_spoil_the_measurement_are_refused() -> None:
         check_cells("style", [("dove", "mono"), ("watermelon", "mono")])
     with pytest.raises(TrainingError, match="no manifest"):
         check_cells("style", [])
+    check_cells("accelerator", [("dove", "noto")])
+    with pytest.raises(TrainingError, match="accelerator adapter saw dove in mono"):
+        check_cells("accelerator", [("dove", "mono")])
+    with pytest.raises(TrainingError, match="accelerator adapter saw the unseen subject watermelon in noto"):
+        check_cells("accelerator", [("watermelon", "noto")])
 
 
 def test_items_are_four_styles_and_four_unseen_subjects() -> None:

@@ -1,4 +1,4 @@
-"""The folders that adapters are trained on: nine styles, the 64 unseen subjects and some backgrounds."""
+"""The folders that adapters are trained on: styles, unseen subjects, backgrounds, an accelerator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from loracomp.training.glyph.augment import as_float
+from loracomp.training.glyph.captions import Shown, caption, prompt
 from loracomp.training.glyph.examples import (
     PHRASES,
     Picture,
@@ -21,12 +22,13 @@ from loracomp.training.glyph.filters import FILTER_PHRASES, FILTERS, OWN_PAPER
 from loracomp.training.glyph.packages import BASE_STYLES, UNSEEN_STYLES
 from loracomp.training.glyph.palette import COLOR_NAMES, COLORS, on_background
 from loracomp.training.glyph.render import rasterize
-from loracomp.training.glyph.splits import Cell, unseen_subjects
+from loracomp.training.glyph.splits import Cell, denoiser_may_see, unseen_subjects
 from loracomp.training.glyph.store import Store
 from loracomp.training.glyph.subjects import Icon
 
 PICTURES = 80
 """Pictures in each style's folder, each of another subject."""
+ACCELERATOR_PICTURES = 600
 SUBJECT_COLORS = ("white", *COLOR_NAMES[1:10])
 BACKGROUNDS: tuple[str, ...] = ("blue", "green", "yellow", "pink")
 """Colors that have an adapter; its trigger is "COLOR backdrop", which the base was never told."""
@@ -34,7 +36,7 @@ STYLES: tuple[str, ...] = (*UNSEEN_STYLES, *FILTERS)
 
 
 def write_adapters(out: Path, store: Store) -> None:
-    """Write ``out/{styles,subjects,backgrounds}/NAME``, each with captions and a manifest."""
+    """Write ``out/{styles,subjects,backgrounds}/NAME`` and ``out/accelerator``, each with a manifest."""
     table = {(icon.subject, icon.style): icon for icon in store.icons}
     for style in STYLES:
         write_folder(out / "styles" / style, style_folder(style, store, table))
@@ -44,6 +46,31 @@ def write_adapters(out: Path, store: Store) -> None:
         write_folder(out / "subjects" / slug, pictures)
     for color in BACKGROUNDS:
         write_folder(out / "backgrounds" / f"{color}-background", background_folder(color, store, table))
+    write_folder(out / "accelerator", accelerator_folder(store))
+
+
+def accelerator_folder(store: Store, count: int = ACCELERATOR_PICTURES, seed: int = 11) -> list[Picture]:
+    """What the base knows already: its styles take turns, each with subjects in random order.
+
+    Half of the captions are measured prompts, half are worded as the base's training captions are.
+    """
+    rng = np.random.default_rng(seed)
+    pools = {
+        style: [icon for icon in store.icons if icon.style == style and denoiser_may_see(icon)]
+        for style in BASE_STYLES
+    }
+    orders = {style: rng.permutation(len(pool)) for style, pool in pools.items()}
+    pictures = []
+    for i in range(min(count, len(BASE_STYLES) * min(map(len, pools.values())))):
+        turn, style = i // len(BASE_STYLES), BASE_STYLES[i % len(BASE_STYLES)]
+        icon = pools[style][orders[style][turn]]
+        subject = store.subjects[icon.subject]
+        color = "white" if rng.random() < 0.4 else str(rng.choice(COLOR_NAMES))
+        text = prompt(subject.name, PHRASES[style], color)
+        if turn % 2:
+            text = caption(Shown(subject, PHRASES[style], color), rng)
+        pictures.append(Picture(icon.subject, style, text, on_background(rasterize(icon.svg), color)))
+    return pictures
 
 
 def background_folder(color: str, store: Store, table: dict[Cell, Icon]) -> list[Picture]:
