@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from loracomp.training.glyph.adapters import accelerator_folder
 from loracomp.training.glyph.augment import palette, side_by_side
 from loracomp.training.glyph.captions import Shown, caption
 from loracomp.training.glyph.cells import ALL_STYLES, halves, judge_may_see
@@ -93,6 +94,19 @@ def test_lookalikes_join_genders_and_near_copies() -> None:
     found = draw_groups(subjects, {"noto": style, "flat": style})
     assert found == [["cook", "man-cook", "woman-cook"], ["key", "old-key"]]
     assert all(len(group) > 1 for group in groups())
+
+
+def test_an_accelerator_is_shown_only_what_the_base_saw(store: Store) -> None:
+    found = accelerator_folder(store, count=40)
+    assert len(found) == 24
+    assert len({(picture.subject, picture.style) for picture in found}) == 24
+    assert {picture.style for picture in found} == set(BASE_STYLES)
+    assert not {picture.subject for picture in found} & unseen_subjects()
+    assert len({picture.caption for picture in found}) > 12
+    again = accelerator_folder(store, count=8)
+    for first, second in zip(found, again, strict=False):
+        assert first.caption == second.caption
+        assert np.array_equal(first.pixels, second.pixels)
 
 
 def test_the_store_survives_a_round_trip(store: Store, tmp_path: Path) -> None:
