@@ -152,7 +152,12 @@ def test_the_teacher_is_the_base_and_only_the_layers_learn(folder: Path, sd15: A
     targets: list[torch.Tensor] = []
     with _ready(sd15, folder) as (objective, layers, batch):
         measure = objective._target
-        objective._target = lambda *a: (targets.append(measure(*a)), targets[-1])[1]  # type: ignore[method-assign]
+
+        def listen(*parts: Any) -> torch.Tensor:
+            targets.append(measure(*parts))
+            return targets[-1]
+
+        objective._target = listen  # type: ignore[method-assign]
         for value in (0.0, 0.3):
             for name, tensor in layers.tensors.items():
                 if name.endswith(".up"):
