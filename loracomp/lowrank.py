@@ -76,7 +76,7 @@ class LowRank:
 
 
 def zero(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> LowRank:
-    """The update of rank 0 of a layer with a weight of ``shape``: what an adapter does that leaves it alone."""
+    """The update of rank 0 of a layer with a weight of ``shape``: nothing changes."""
     tail = (1,) * (len(shape) - 2)
     return LowRank(torch.zeros(0, *shape[1:], dtype=dtype), torch.zeros(shape[0], 0, *tail, dtype=dtype))
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from loracomp import __version__
-from loracomp.cli import adapters, base, benchmark, compose, doctor, inspect, methods, train
+from loracomp.cli import adapters, base, benchmark, compose, doctor, inspect, merge, methods, train
 from loracomp.cli.screen import fail
 from loracomp.errors import LoracompError
 
@@ -32,6 +32,8 @@ app.command("compose")(compose.compose)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("convert")(doctor.convert)
+app.command("merge")(merge.merge)
+app.command("fold")(merge.fold)
 app.command("methods")(methods.methods)
 app.add_typer(train.app, name="train")
 app.add_typer(base.app, name="base")

@@ -57,7 +57,7 @@ def compose(
     choices = {
         "method": method, "negative": negative, "scheduler": scheduler, "steps": steps,
         "guidance": guidance, "guidance_rescale": guidance_rescale, "seed": seed, "batch": batch,
-        "options": _options(option) if option else None, **_size(size),
+        "options": method_options(option) if option else None, **_size(size),
     }  # fmt: skip
     recipe = (
         _repeated(repeat, prompt, lora, choices | {"base": base, "accelerator": accelerator}, dtype, device)
@@ -113,7 +113,8 @@ def _repeated(
     return replace(recipe, **moved)  # type: ignore[arg-type]
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
+def method_options(pairs: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs as keyword options, values read as JSON where they are."""
     import json
 
     def value(text: str) -> Any:

@@ -73,13 +73,13 @@ def load(
     with Source(path, limits) as source:
         matched = match(source, base, modules)
         if matched.unmatched and not allow_partial:
-            raise _partial(source, matched, matched.unmatched)
+            raise partial_load(source, matched, matched.unmatched)
         loaded = load_parts(source, matched, rank, weights, strict=not allow_partial)
         if loaded.problems and not allow_partial:
-            raise _partial(source, matched, loaded.problems)
+            raise partial_load(source, matched, loaded.problems)
         worst = max(loaded.errors.values(), default=0.0)
         if worst > TOLERANCE and not allow_partial:
-            raise _coarse(source, loaded, rank)
+            raise coarse(source, loaded.errors, rank)
         if not loaded.layers:
             raise FormatError(f"{source.label}: no layer of it can be used; choose another file")
         strings = dict(source.metadata) | ({ERROR_KEY: f"{worst:.3g}"} if worst else {})
@@ -102,8 +102,7 @@ def load_parts(
             layer, missed = low_rank(item, update, rank)
         except UnusableError as error:
             if strict:
-                advice = "train or download it again, or allow a partial load without it"
-                raise FormatError(f"{source.label}: {error}; {advice}") from None
+                raise unusable(source, error) from None
             out.problems |= dict.fromkeys(item.keys.values(), str(error))
             continue
         if "magnitude" in item.keys and weights is None:
@@ -119,7 +118,14 @@ def load_parts(
     return out
 
 
-def _partial(source: Source, matched: Match, problems: Mapping[str, str]) -> PartialLoadError:
+def unusable(source: Source, error: UnusableError) -> FormatError:
+    """The error that says why the values of a module cannot be used."""
+    advice = "train or download it again, or allow a partial load without it"
+    return FormatError(f"{source.label}: {error}; {advice}")
+
+
+def partial_load(source: Source, matched: Match, problems: Mapping[str, str]) -> PartialLoadError:
+    """The error that names the first tensors that have no place, and why."""
     some = [f"{printable(key)} ({reason})" for key, reason in list(problems.items())[:3]]
     more = len(problems) - len(some)
     listing = ", ".join(some) + (f" and {more} more" if more else "")
@@ -129,9 +135,10 @@ def _partial(source: Source, matched: Match, problems: Mapping[str, str]) -> Par
     )
 
 
-def _coarse(source: Source, loaded: Loaded, rank: int) -> PartialLoadError:
-    name = max(loaded.errors, key=lambda item: loaded.errors[item])
+def coarse(source: Source, errors: Mapping[str, float], rank: int) -> PartialLoadError:
+    """The error for modules that need more than a rank, from their relative errors at that rank."""
+    name = max(errors, key=lambda item: errors[item])
     return PartialLoadError(
-        f"{source.label}: {len(loaded.errors)} modules need more than rank {rank} (at that rank "
-        f"{printable(name)} misses {loaded.errors[name]:.1%}); raise the rank or allow a partial load"
+        f"{source.label}: {len(errors)} modules need more than rank {rank} (at that rank "
+        f"{printable(name)} misses {errors[name]:.1%}); raise the rank or allow a partial load"
     )

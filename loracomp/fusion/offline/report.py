@@ -1,0 +1,170 @@
+"""What a merge kept and what it lost, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from loracomp.fusion.offline.parents import Family, Site
+from loracomp.lowrank import LowRank, distance, inner_products
+
+_CANCELS = 1e-10
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One merged layer M against the exact sum S = Σ wᵢ ΔWᵢ.
+
+    Attributes:
+        path: Module path.
+        rank: Rank of M.
+        norm: ‖S‖, Frobenius.
+        size: ‖M‖ / ‖S‖; 1 where both are zero.
+        error: ‖M - S‖ / ‖S‖, rounding of the stored factors included; 0 where both are zero.
+    """
+
+    path: str
+    rank: int
+    norm: float
+    size: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A merge in numbers.
+
+    Attributes:
+        method: Name of the method.
+        base: The base.
+        adapters: The parents' names.
+        weights: Their weights.
+        layers: The layers, by path.
+        size: ‖M‖ / ‖S‖ over all layers together.
+        error: ‖M - S‖ / ‖S‖ over all layers together.
+        kept: What is left of each parent: ⟨M, ΔWᵢ⟩ / ⟨S, ΔWᵢ⟩ over all layers; None where S has nothing of
+            it. 1 for the exact sum; an adapter near 0 has vanished.
+        naive_error: For averages: the relative error of averaging factors instead, (Σ pᵢ Bᵢ)(Σ pᵢ Aᵢ) with
+            smaller ranks padded by zeros; else None.
+    """
+
+    method: str
+    base: str
+    adapters: tuple[str, ...]
+    weights: tuple[float, ...]
+    layers: tuple[LayerReport, ...]
+    size: float
+    error: float
+    kept: tuple[float | None, ...]
+    naive_error: float | None
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a layer."""
+        return max((layer.rank for layer in self.layers), default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return asdict(self) | {"rank": self.rank}
+
+
+class Scale:
+    """Weighs merged layers against the exact sums, one by one.
+
+    Args:
+        family: The parents.
+        naive: Whether to find the error of averaging factors beside it.
+        stacks: Whether merged layers are the parents' factors side by side, which is quicker to weigh.
+    """
+
+    def __init__(self, family: Family, *, naive: bool = False, stacks: bool = False) -> None:
+        self._family, self._naive, self._stacks = family, naive, stacks
+        self._rows: list[LayerReport] = []
+        self._sums = torch.zeros(len(family.parents) + 1, len(family.parents) + 1, dtype=torch.float64)
+        self._missed = self._naive_missed = 0.0
+
+    def add(self, site: Site, layer: LowRank) -> None:
+        """Takes in one layer and its merged update."""
+        weights = torch.tensor([*site.weights, 0.0], dtype=torch.float64)
+        if self._stacks:
+            table, missed = _stacked(site, layer, weights)
+        else:
+            table = inner_products([*site.updates, layer])
+            difference = weights - torch.eye(len(weights), dtype=torch.float64)[-1]
+            missed = _root(difference @ table @ difference)
+            if missed <= _CANCELS**0.5 * float(table.diagonal().sum()) ** 0.5:
+                # Gram matrices cancel here to their last digits.
+                missed = distance(layer, _sum(site))
+        norm, size = _root(weights @ table @ weights), _root(table[-1, -1])
+        self._rows.append(
+            LayerReport(site.path, layer.rank, norm, _ratio(size, norm, 1.0), _ratio(missed, norm, 0.0))
+        )
+        self._sums += table
+        self._missed += missed**2
+        if self._naive:
+            self._naive_missed += distance(naive_average(site), _sum(site)) ** 2
+
+    def report(self, method: str) -> Report:
+        """The whole merge."""
+        weights = torch.tensor([*self._family.weights, 0.0], dtype=torch.float64)
+        exact = self._sums @ weights
+        norm = sum(row.norm**2 for row in self._rows) ** 0.5
+        kept = [
+            float(self._sums[-1, i] / exact[i]) if abs(float(exact[i])) > 1e-12 * norm**2 else None
+            for i in range(len(self._family.parents))
+        ]
+        return Report(
+            method=method,
+            base=self._family.base,
+            adapters=tuple(parent.name for parent in self._family.parents),
+            weights=self._family.weights,
+            layers=tuple(self._rows),
+            size=_ratio(_root(self._sums[-1, -1]), norm, 1.0),
+            error=_ratio(self._missed**0.5, norm, 0.0),
+            kept=tuple(kept),
+            naive_error=_ratio(self._naive_missed**0.5, norm, 0.0) if self._naive else None,
+        )
+
+
+def naive_average(site: Site) -> LowRank:
+    """(Σ pᵢ Bᵢ)(Σ pᵢ Aᵢ): what averaging clients' factors gives, strength in B, ranks padded with zeros."""
+    rank = site.largest
+    up = torch.zeros(site.matrix[0], rank, dtype=torch.float64)
+    down = torch.zeros(rank, site.matrix[1], dtype=torch.float64)
+    for update, weight in zip(site.updates, site.weights, strict=True):
+        left, right = update.matrices()
+        up += weight * F.pad(left, (0, rank - update.rank))
+        down += weight * F.pad(right, (0, 0, 0, rank - update.rank))
+    return LowRank(down, up)
+
+
+def _sum(site: Site) -> LowRank:
+    """The exact sum as matrices, float64."""
+    pairs = [part.matrices() for part in site.parts]
+    return LowRank(torch.cat([d for _, d in pairs]), torch.cat([u for u, _ in pairs], dim=1))
+
+
+def _stacked(site: Site, layer: LowRank, weights: Tensor) -> tuple[Tensor, float]:
+    """Inner products of the updates and their stack, and ‖M - S‖ from what rounding did to the factors."""
+    parents = inner_products(site.updates, torch.float32)
+    grown = torch.cat([torch.eye(len(parents), dtype=torch.float64), weights[None, :-1]])
+    exact = _sum(site)
+    gap, down = layer.up.flatten(1) - exact.up, layer.down.flatten(1).double()
+    if bool((down != exact.down).any()):
+        return grown @ parents @ grown.T, distance(layer, exact)
+    missed = inner_products([LowRank(down, gap)], torch.float32) if bool(gap.any()) else torch.zeros(1)
+    return grown @ parents @ grown.T, _root(missed.sum())
+
+
+def _root(value: Tensor) -> float:
+    return max(float(value), 0.0) ** 0.5
+
+
+def _ratio(part: float, whole: float, empty: float) -> float:
+    if whole > 0:
+        return part / whole
+    return empty if part == 0 else float("inf")
