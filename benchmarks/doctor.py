@@ -28,6 +28,7 @@ import torch
 from loracomp.adapter import Adapter
 from loracomp.bases import modules
 from loracomp.formats import diagnose, doctor, save
+from loracomp.formats.doctor import prepare_process
 from loracomp.lowrank import LowRank
 
 RESULT = Path(__file__).parent / "results" / "doctor.json"
@@ -67,7 +68,7 @@ def resident(field: str) -> int:
 
 def child(path: Path) -> dict[str, float]:
     """What a process of its own measures: first and later examinations, hashing, peak memory in bytes."""
-    torch.set_num_threads(1)
+    prepare_process()
     sha256(path)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
@@ -75,7 +76,7 @@ def child(path: Path) -> dict[str, float]:
     peak = resident("VmHWM")
     if not diagnose(path).complete:
         raise SystemExit("the file is not complete")
-    turns = [(cpu_seconds(lambda: sha256(path)), cpu_seconds(lambda: diagnose(path))) for _ in range(9)]
+    turns = [(cpu_seconds(lambda: sha256(path)), cpu_seconds(lambda: diagnose(path))) for _ in range(25)]
     return {
         "hash_cpu_s": statistics.median(hashing for hashing, _ in turns),
         "first_cpu_s": first,

@@ -53,10 +53,13 @@ ALGEBRAS: Registry[Algebra] = Registry("algebra", "loracomp.algebras")
 
 
 @cache
-def find(roles: frozenset[str]) -> tuple[str, Algebra] | None:
-    """The algebra that uses the most of the tensors at hand, and its name; None where none is complete."""
-    fits = [(name, ALGEBRAS[name]) for name in ALGEBRAS if ALGEBRAS[name].used(roles)]
-    return max(fits, key=lambda item: len(item[1].used(roles)), default=None)
+def find(roles: frozenset[str]) -> tuple[str, Algebra, frozenset[str]] | None:
+    """The algebra that uses the most of the tensors at hand: its name, itself, and the roles it uses.
+
+    None where no algebra is complete.
+    """
+    fits = [(name, ALGEBRAS[name], ALGEBRAS[name].used(roles)) for name in ALGEBRAS]
+    return max((fit for fit in fits if fit[2]), key=lambda fit: len(fit[2]), default=None)
 
 
 def _matrix(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -145,13 +146,20 @@ def _in_parallel(
 ) -> list[Diagnosis]:
     """All diagnoses in order; fresh processes, because torch's threads do not survive a fork."""
     done: dict[int, Diagnosis] = {}
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), prepare_process) as pool:
         places = {pool.submit(one, file): index for index, file in enumerate(files)}
         for future in as_completed(places):
             done[places[future]] = future.result()
             if progress:
                 progress(len(done), len(files))
     return [done[index] for index in range(len(files))]
+
+
+def prepare_process() -> None:
+    """Makes this process one of many: one thread, and no search for garbage among all that torch loaded."""
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
 
 
 def diagnose(

@@ -9,7 +9,7 @@ from math import prod
 
 from loracomp.bases import BASES
 from loracomp.errors import BaseMismatchError, FormatError
-from loracomp.formats.algebra import ALGEBRAS, find
+from loracomp.formats.algebra import find
 from loracomp.formats.gate import printable
 from loracomp.formats.keys import Key, foreign, group, split
 from loracomp.formats.names import CUSTOM, Layout, Named, every_name, layout
@@ -106,11 +106,12 @@ def _places(base: str | None, modules: Table | None) -> list[Layout]:
 
 @dataclass(frozen=True)
 class _Module:
-    """A module of the file: its tensors by role, and what its algebra makes of their shapes."""
+    """A module of the file: its tensors by role, those its algebra uses, and what their shapes imply."""
 
     name: str
     keys: Mapping[str, Key]
     algebra: str
+    used: frozenset[str]
     size: tuple[int, int] | None
     rank: int
 
@@ -122,12 +123,11 @@ def _modules(source: Source) -> tuple[list[_Module], list[str]]:
     groups, unknown = group(source.tensors)
     there = []
     for name, keys in groups.items():
-        kind = find(frozenset(keys))
-        shapes = {role: source.tensors[key.text].shape for role, key in keys.items()}
-        used = {role: shapes[role] for role in kind[1].used(frozenset(keys))} if kind else {}
-        size = kind[1].size(used) if kind else None
-        rank = kind[1].rank(used) if kind and size else 0
-        there.append(_Module(name, keys, kind[0] if kind else "", size, rank))
+        algebra, kind, roles = find(frozenset(keys)) or ("", None, frozenset())
+        shapes = {role: source.tensors[keys[role].text].shape for role in roles}
+        size = kind.size(shapes) if kind else None
+        rank = kind.rank(shapes) if kind and size else 0
+        there.append(_Module(name, keys, algebra, roles, size, rank))
     return there, unknown
 
 
@@ -185,7 +185,7 @@ def _matched(
             unmatched |= {key.text: reason for key in module.keys.values()}
             continue
         keys = {role: key.text for role, key in module.keys.items()}
-        extra = keys.keys() - ALGEBRAS[module.algebra].used(frozenset(keys)) - {"alpha", "magnitude"}
+        extra = keys.keys() - module.used - _BESIDES
         unmatched |= {keys[role]: _EXTRA.get(role, f"no part of {module.algebra}") for role in sorted(extra)}
         dialect = _dialect(named.dialect, module.keys)
         used = {role: key for role, key in keys.items() if role not in extra}
@@ -196,6 +196,7 @@ def _matched(
     return Match(place, tuple(found), unmatched, ignored, commonest, scores, len(there))
 
 
+_BESIDES = {"alpha", "magnitude"}
 _EXTRA = {
     "bias": "a change of a bias; adapters here change weights only",
     "norm": "a change of a normalisation; adapters here change linear and convolution layers only",

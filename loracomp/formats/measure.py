@@ -1,16 +1,26 @@
-"""Norm and sketch of each layer of one module, without ever forming a dense update as a whole."""
+"""Norm and sketch of each layer of a file's modules, without ever forming a dense update as a whole.
+
+A factored layer leaves small Gram matrices behind, and those of many layers are summed up in a few
+calls: one by one the calls would cost as much as the matrices.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from loracomp.formats.matrices import Matrix, blocks
 from loracomp.formats.native import Module
 from loracomp.formats.pieces import split
 from loracomp.formats.sketches import PROBES, probes, sketch_rows
 from loracomp.lowrank import LowRank
+
+Item = TypeVar("Item")
+_KEPT_NUMBERS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -32,30 +42,73 @@ class Measured:
     sketch: tuple[float, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Grams:
+    """A factored layer, reduced: upᵀ up and down downᵀ, both (r, r), u up and v downᵀ, both (4, r)."""
+
+    path: str
+    rank: int
+    scale: float
+    parts: tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def measure_all(
+    updates: Iterable[tuple[Item, Module, LowRank | Matrix]],
+) -> Iterator[tuple[Item, list[Measured]]]:
+    """The layers of many modules, measured in float32, in order and with what each module came with.
+
+    An update is done with when the next one is asked for, so it may live in memory that is used again.
+    Norms that float32 cannot hold come out as zero, infinity or NaN; :func:`measure` has the range.
+    """
+    batch: list[tuple[Item, list[_Grams] | list[Measured]]] = []
+    kept = 0
+    for item, module, update in updates:
+        reduced = _reduced(update, module, torch.float32)
+        batch.append((item, reduced))
+        kept += sum(2 * part.rank * (part.rank + PROBES) for part in reduced if isinstance(part, _Grams))
+        if kept > _KEPT_NUMBERS:
+            yield from _summed(batch)
+            batch, kept = [], 0
+    yield from _summed(batch)
+
+
 def measure(update: LowRank | Matrix, module: Module) -> list[Measured]:
-    """The layers of a module, measured."""
+    """The layers of one module, measured in float64 where it is factored."""
+    return next(_summed([(None, _reduced(update, module, torch.float64))]))[1]
+
+
+def _reduced(update: LowRank | Matrix, module: Module, dtype: torch.dtype) -> list[_Grams] | list[Measured]:
     if isinstance(update, LowRank):
-        return [_factored(path, layer) for path, layer in split(update, module).items()]
+        return [_grams(path, layer, dtype) for path, layer in split(update, module).items()]
     return [_dense(piece.path, piece.rows, update) for piece in module.pieces]
 
 
-def _factored(path: str, layer: LowRank) -> Measured:
-    square, sketch = _grams(path, layer, torch.float32)
-    if not 0 < square < float("inf"):
-        # Zero or beyond float32: entries below 1e-10 or above 1e8 need the wider range.
-        square, sketch = _grams(path, layer, torch.float64)
-    size = abs(layer.scale) * max(square, 0.0) ** 0.5
-    return Measured(path, layer.rank, layer.scale, size, tuple(v * layer.scale for v in sketch))
-
-
-def _grams(path: str, layer: LowRank, dtype: torch.dtype) -> tuple[float, list[float]]:
-    """‖up · down‖² and the sketch of up · down, from r × r Gram matrices and 4 × r projections."""
+def _grams(path: str, layer: LowRank, dtype: torch.dtype) -> _Grams:
     up, down = layer.up.flatten(1).to(dtype), layer.down.flatten(1).to(dtype)
     left, right = probes(path, up.shape[0], down.shape[1])
-    square = (up.T @ up).mul_(down @ down.T).sum(dtype=torch.float64)
     # The few probes stand left in both products: the other order is five times slower.
-    sketch = (left.to(dtype) @ up).mul_(right.to(dtype) @ down.T).sum(1, dtype=torch.float64)
-    return float(square), sketch.tolist()
+    projections = torch.mm(left.to(dtype), up), torch.mm(right.to(dtype), down.T)
+    return _Grams(path, layer.rank, layer.scale, (torch.mm(up.T, up), torch.mm(down, down.T), *projections))
+
+
+def _summed(batch: list[tuple[Item, list[_Grams] | list[Measured]]]) -> Iterator[tuple[Item, list[Measured]]]:
+    """‖up · down‖² and the sketch of up · down of every layer, from stacks of layers of one rank."""
+    ranks: dict[int, list[_Grams]] = {}
+    for _, reduced in batch:
+        for part in reduced:
+            if isinstance(part, _Grams):
+                ranks.setdefault(part.rank, []).append(part)
+    done: dict[_Grams, Measured] = {}
+    for layers in ranks.values():
+        up, down, left, right = map(torch.stack, zip(*(layer.parts for layer in layers), strict=True))
+        squares = up.mul_(down).sum((1, 2), dtype=torch.float64).tolist()
+        sketches = left.mul_(right).sum(2, dtype=torch.float64).tolist()
+        for layer, square, sketch in zip(layers, squares, sketches, strict=True):
+            size = abs(layer.scale) * max(square, 0.0) ** 0.5
+            scaled = tuple(value * layer.scale for value in sketch)
+            done[layer] = Measured(layer.path, layer.rank, layer.scale, size, scaled)
+    for item, reduced in batch:
+        yield item, [done[part] if isinstance(part, _Grams) else part for part in reduced]
 
 
 def _dense(path: str, rows: tuple[tuple[int, int], ...], update: Matrix) -> Measured:

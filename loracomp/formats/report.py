@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite, prod
 from typing import Any
@@ -14,12 +14,14 @@ from loracomp.formats.gate import DEFAULT_LIMITS, Limits, printable
 from loracomp.formats.hashing import source_hashes
 from loracomp.formats.health import outliers
 from loracomp.formats.matching import Found, Match, match
-from loracomp.formats.measure import Measured, measure
-from loracomp.formats.native import Table
+from loracomp.formats.matrices import Matrix
+from loracomp.formats.measure import Measured, measure, measure_all
+from loracomp.formats.native import Module, Table
 from loracomp.formats.scales import Stated, stated
 from loracomp.formats.sketches import Fingerprint, canonical_hash, fingerprint
 from loracomp.formats.source import Source
 from loracomp.formats.updates import NEEDS_WEIGHTS, UnusableError, Weights, read
+from loracomp.lowrank import LowRank
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,7 @@ def examine(source: Source, matched: Match, weights: Weights | None = None, *, w
     rows: list[Row] = []
     sketches: list[tuple[str, tuple[float, ...]]] = []
     source.start_hash()
-    for item in sorted(matched.found, key=lambda found: _place(source, found)):
-        try:
-            measures = _measures(source, item, says, weights)
-        except UnusableError as error:
-            damaged[item.name] = str(error)
-            continue
+    for item, measures in _measures(source, matched, says, weights, damaged):
         if "magnitude" in item.keys and weights is None:
             unmatched[item.keys["magnitude"]] = NEEDS_WEIGHTS
         for measured in measures:
@@ -175,13 +172,40 @@ def _place(source: Source, item: Found) -> int:
     return min(source.tensors[key].begin for role, key in item.keys.items() if role != "alpha")
 
 
-def _measures(source: Source, item: Found, says: Stated, weights: Weights | None) -> list[Measured]:
-    """The layers of a module, measured; values that are not finite show in the norm or the sketch."""
-    measures = measure(read(source, item, says, weights, check=False), item.module)
-    if not all(isfinite(part.norm + sum(map(abs, part.sketch))) for part in measures):
-        read(source, item, says, weights)
-        raise UnusableError(f"the module {printable(item.name)!r} has values too large to be multiplied")
-    return measures
+def _measures(
+    source: Source, matched: Match, says: Stated, weights: Weights | None, damaged: dict[str, str]
+) -> Iterator[tuple[Found, list[Measured]]]:
+    """The layers of each module, measured; why a module cannot be is put into ``damaged``.
+
+    Values are not checked one by one: what is not finite shows in the norm or the sketch, and then, or
+    where the norm is zero, the module is read again and measured in float64.
+    """
+
+    def updates() -> Iterator[tuple[Found, Module, LowRank | Matrix]]:
+        for item in sorted(matched.found, key=lambda found: _place(source, found)):
+            try:
+                yield item, item.module, read(source, item, says, weights, check=False)
+            except UnusableError as error:
+                damaged[item.name] = str(error)
+
+    for item, measures in measure_all(updates()):
+        if all(part.norm > 0 and _finite(part) for part in measures):
+            yield item, measures
+            continue
+        try:
+            again = measure(read(source, item, says, weights), item.module)
+            if not all(map(_finite, again)):
+                raise UnusableError(
+                    f"the module {printable(item.name)!r} has values too large to be multiplied"
+                )
+        except UnusableError as error:
+            damaged[item.name] = str(error)
+        else:
+            yield item, again
+
+
+def _finite(measured: Measured) -> bool:
+    return isfinite(measured.norm) and all(map(isfinite, measured.sketch))
 
 
 def _row(source: Source, item: Found, measured: Measured, matched: Match, says: Stated) -> Row:

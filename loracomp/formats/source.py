@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,8 @@ from loracomp.formats.gate import (
     printable,
     read_header,
 )
+
+_AHEAD = 4096
 
 
 class Source:
@@ -42,7 +45,8 @@ class Source:
         self._handle, size = open_file(path, limits)
         self._hash: Any = None  # hashlib does not name the type of its hashes
         self._hashed = 0
-        self._scratch: dict[str, Tensor] = {}
+        self._scratch: dict[str, tuple[Tensor, memoryview]] = {}
+        self._ahead, self._ahead_begin = b"", 0
         try:
             self.header: Header = read_header(self._handle, size, self.label, limits)
         except BaseException:
@@ -74,19 +78,23 @@ class Source:
         """
         info = self.tensors[key]
         size = info.end - info.begin
-        raw = self._scratch.get(scratch) if scratch else None
-        if raw is None or raw.numel() < size:
-            raw = torch.empty(size, dtype=torch.uint8)
-        if scratch:
-            self._scratch[scratch] = raw
-        raw = raw[:size]
-        window = memoryview(raw.numpy().data)
+        raw, window = self._memory(size, scratch)
         self._fill(window, info.begin)
         if self._hash is not None and info.begin >= self._hashed:
             self._hash_until(info.begin)
             self._hash.update(window)
             self._hashed = info.end
-        return raw.view(info.dtype).reshape(info.shape)
+        return raw.view(info.dtype).view(info.shape)
+
+    def _memory(self, size: int, scratch: str) -> tuple[Tensor, memoryview]:
+        """``size`` bytes, new ones or those of a scratch name, as a tensor and as a window for reading."""
+        held = self._scratch.get(scratch) if scratch else None
+        if held is None or len(held[1]) < size:
+            raw = torch.empty(size, dtype=torch.uint8)
+            held = raw, memoryview(raw.numpy().data)
+        if scratch:
+            self._scratch[scratch] = held
+        return held if len(held[1]) == size else (held[0].narrow(0, 0, size), held[1][:size])
 
     def start_hash(self) -> None:
         """From here on, tensors that are read in file order are hashed on the way."""
@@ -118,12 +126,21 @@ class Source:
 
     def scalar(self, key: str) -> float:
         """The only value of the tensor ``key``; raises :class:`FormatError` if it has none or several."""
-        value = self.tensor(key)
-        if value.numel() != 1:
-            shape = tuple(value.shape)
-            what = f"{printable(key)!r} must be one number but has the shape {shape}"
+        info = self.tensors[key]
+        if prod(info.shape) != 1:
+            what = f"{printable(key)!r} must be one number but has the shape {info.shape}"
             raise FormatError(f"{self.label}: {what}; save it again")
-        return float(value)
+        raw = bytearray(self._small(info.begin, info.end))
+        return float(torch.frombuffer(raw, dtype=info.dtype, count=1))
+
+    def _small(self, begin: int, end: int) -> bytes:
+        """A few bytes of the file; those that follow are read with them, for they are often wanted next."""
+        start = begin - self._ahead_begin
+        if start < 0 or end - self._ahead_begin > len(self._ahead):
+            block = bytearray(min(_AHEAD, self.header.size - begin))
+            self._fill(memoryview(block), begin)
+            self._ahead, self._ahead_begin, start = bytes(block), begin, 0
+        return self._ahead[start : start + end - begin]
 
     def file_hash(self, chunk: int = 1 << 20) -> str:
         """SHA-256 of the whole file, hexadecimal."""
