@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,9 @@ import typer
 from loracomp.cli.screen import Json, emit_json, emit_table, steps_bar
 
 if TYPE_CHECKING:
-    from loracomp.formats import Conversion, Diagnosis
+    from loracomp.formats import Checkup, Conversion, Diagnosis, Report
+
+_IN_FULL = 3
 
 Base = Annotated[str | None, typer.Option(help="The base they must fit; recognised if left out.")]
 BaseFolder = Annotated[
@@ -33,15 +36,13 @@ def doctor(
 
     paths = [_place(file) for file in files]
     folder = _folder(base_folder)
-    with steps_bar("examining", as_json or not (len(paths) > 1 or paths[0].is_dir())) as progress:
+    start = time.monotonic()
+    with steps_bar("examining", as_json or not (len(paths) > 1 or paths[0].is_dir()), "file") as progress:
         checkup = examine(paths, base=base, base_folder=folder, jobs=jobs, progress=progress)
     if as_json:
         emit_json(checkup.to_dict())
     else:
-        for diagnosis in checkup.diagnoses:
-            _print(diagnosis)
-        for group in checkup.duplicates:
-            typer.echo(f"the same adapter: {', '.join(group)}")
+        _print_checkup(checkup, time.monotonic() - start)
     unreadable = any(diagnosis.report is None for diagnosis in checkup.diagnoses)
     if unreadable or not (checkup.complete or allow_partial):
         raise typer.Exit(4)
@@ -60,21 +61,59 @@ def _folder(base_folder: str | None) -> Path | None:
     return None if base_folder is None else shipped_folder(base_folder) or Path(base_folder)
 
 
-def _print(diagnosis: Diagnosis) -> None:
+def _print_checkup(checkup: Checkup, seconds: float) -> None:
+    """All there is to say of few files; of many a line each and what is wrong, and numbers at the end."""
+    many = len(checkup.diagnoses) > _IN_FULL
+    for diagnosis in checkup.diagnoses:
+        typer.echo(_line(diagnosis))
+        if many:
+            for finding in diagnosis.findings:
+                if finding.level != "note":
+                    typer.echo(f"    {finding.level}: {finding.message}; {finding.fix}")
+        elif diagnosis.report is not None:
+            _print_report(diagnosis, diagnosis.report)
+    for group in checkup.duplicates:
+        typer.echo(f"the same adapter: {', '.join(group)}")
+    if len(checkup.diagnoses) > 1:
+        typer.echo(f"{_summary(checkup)}; {seconds:.0f} s, {len(checkup.diagnoses) / seconds:.1f} files/s")
+
+
+def _summary(checkup: Checkup) -> str:
+    """How many files are in order, and what is the matter with how many others."""
+    found = checkup.diagnoses
+    warned = [d for d in found if d.complete and any(f.level == "warning" for f in d.findings)]
+    numbers = {
+        "whole and right": sum(d.complete for d in found) - len(warned),
+        "whole, with warnings": len(warned),
+        "not whole": sum(d.report is not None and not d.complete for d in found),
+        "unreadable": sum(d.report is None for d in found),
+        "more than once": sum(map(len, checkup.duplicates)),
+    }
+    return f"{len(found)} files: " + ", ".join(f"{count} {what}" for what, count in numbers.items() if count)
+
+
+def _line(diagnosis: Diagnosis) -> str:
     report = diagnosis.report
     if report is None:
-        typer.echo(f"✗ {diagnosis.error}\n")
-        return
-    matched = len(report.rows)
-    strengths = sorted({f"×{row.scale:g}" for row in report.rows})
-    mark = "✓" if report.complete else "✗"
-    typer.echo(f"{mark} {report.file}: {report.dialect}, {report.base} ({report.confidence:.0%})")
+        return f"✗ {diagnosis.error}"
+    warned = any(finding.level == "warning" for finding in diagnosis.findings)
+    mark = "✗" if not report.complete else "!" if warned else "✓"
+    strengths = _strengths(report)
+    return f"{mark} {report.file}: {report.dialect}, {report.base} ({report.confidence:.0%}), {strengths}"
+
+
+def _strengths(report: Report) -> str:
+    strengths = [f"×{scale:g}" for scale in sorted({row.scale for row in report.rows})]
+    return ", ".join(strengths[:6]) + (" …" if len(strengths) > 6 else "")
+
+
+def _print_report(diagnosis: Diagnosis, report: Report) -> None:
+    layers = (
+        f"{len(report.rows)} matched, {len(report.unmatched)} tensors unmatched, {len(report.ignored)} zero"
+    )
     facts = [
-        (
-            "layers",
-            f"{matched} matched, {len(report.unmatched)} tensors unmatched, {len(report.ignored)} zero",
-        ),
-        ("strength", ", ".join(strengths[:6]) + (" …" if len(strengths) > 6 else "")),
+        ("layers", layers),
+        ("strength", _strengths(report)),
         ("evidence", "; ".join(report.evidence)),
         ("identity", f"AutoV3 {report.hashes['autov3']}, canonical {report.canonical_hash}"),
         *((finding.level, f"{finding.message}; {finding.fix}") for finding in diagnosis.findings),

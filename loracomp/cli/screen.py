@@ -49,7 +49,7 @@ def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 @contextmanager
-def steps_bar(label: str, quiet: bool) -> Iterator[Any]:
+def steps_bar(label: str, quiet: bool, unit: str = "step") -> Iterator[Any]:
     """A callback (done, total): a bar on a terminal, else a line every few seconds on stderr."""
     if quiet:
         yield lambda done, total: None
@@ -62,17 +62,17 @@ def steps_bar(label: str, quiet: bool) -> Iterator[Any]:
             task = progress.add_task(label, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
     else:
-        yield _plain(label)
+        yield _plain(label, unit)
 
 
-def _plain(label: str) -> Any:
+def _plain(label: str, unit: str) -> Any:
     last = time.monotonic()
 
     def report(done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last > 5:
             last = time.monotonic()
-            typer.echo(f"{label}: step {done} of {total}", err=True)
+            typer.echo(f"{label}: {unit} {done} of {total}", err=True)
 
     return report
 

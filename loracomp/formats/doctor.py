@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import loracomp.formats.header_checks  # noqa: F401 — registers its checks
-from loracomp.errors import FormatError, LoracompError
+from loracomp.errors import FormatError, LoracompError, ResourceError
 from loracomp.formats.checks import Finding, findings
 from loracomp.formats.gate import DEFAULT_LIMITS, Limits, printable
 from loracomp.formats.intruders import intruders
@@ -107,11 +110,12 @@ def doctor(
 
     Raises:
         FormatError: A folder without LoRA files, or no path at all.
+        ResourceError: The system killed one of the processes.
     """
     files = list(expand(paths))
     folder = None if base_folder is None else os.fspath(base_folder)
     one = partial(diagnose, base=base, base_folder=folder, limits=limits)
-    workers = min(jobs or (os.cpu_count() or 1), len(files))
+    workers = min(jobs or _cores(), len(files))
     if workers > 1 and (jobs is not None or len(files) >= _PARALLEL_FROM):
         diagnoses = _in_parallel(one, files, workers, progress)
     else:
@@ -121,6 +125,13 @@ def doctor(
             if progress:
                 progress(len(diagnoses), len(files))
     return with_duplicates(Checkup(tuple(diagnoses), duplicates(diagnoses)))
+
+
+def _cores() -> int:
+    """Cores that this process may use, which is fewer than all under taskset and in many containers."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def expand(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
@@ -144,15 +155,40 @@ def expand(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
 def _in_parallel(
     one: Callable[[str], Diagnosis], files: Sequence[str], workers: int, progress: Progress | None
 ) -> list[Diagnosis]:
-    """All diagnoses in order; fresh processes, because torch's threads do not survive a fork."""
+    """All diagnoses in order; fresh processes, because torch's threads do not survive a fork.
+
+    Ctrl-C reaches this process alone, and it ends the others, which only read.
+    """
     done: dict[int, Diagnosis] = {}
+    before = active_children()
     with ProcessPoolExecutor(workers, get_context("spawn"), prepare_process) as pool:
-        places = {pool.submit(one, file): index for index, file in enumerate(files)}
-        for future in as_completed(places):
-            done[places[future]] = future.result()
-            if progress:
-                progress(len(done), len(files))
+        try:
+            with _interrupts_held():
+                places = {pool.submit(one, file): index for index, file in enumerate(files)}
+            for future in as_completed(places):
+                done[places[future]] = future.result()
+                if progress:
+                    progress(len(done), len(files))
+        except BrokenProcessPool:
+            what = f"a process was killed after {len(done)} of {len(files)} files, perhaps for its memory"
+            raise ResourceError(f"{what}; use fewer processes with --jobs") from None
+        except BaseException:
+            for process in active_children():
+                if process not in before:
+                    process.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
     return [done[index] for index in range(len(files))]
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes and threads that start here never see Ctrl-C; this thread sees it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def prepare_process() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from math import isfinite, prod
 from typing import Any
 
@@ -24,7 +25,7 @@ from loracomp.formats.updates import NEEDS_WEIGHTS, UnusableError, Weights, read
 from loracomp.lowrank import LowRank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One layer that a file changes.
 
@@ -49,6 +50,24 @@ class Row:
     norm: float
     alpha_from: str
     algebra: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rows that come from other processes share their texts and shapes: files have thousands of rows."""
+        return _row_of, tuple(getattr(self, item.name) for item in fields(self))
+
+
+def _row_of(*values: Any) -> Row:
+    return Row(*map(_shared, values))
+
+
+@lru_cache(maxsize=1 << 14)
+def _known(value: Any) -> Any:
+    return value
+
+
+def _shared(value: Any) -> Any:
+    """An equal text or shape that is there already; numbers as they are."""
+    return _known(value) if isinstance(value, (str, tuple)) else value
 
 
 @dataclass(frozen=True)
