@@ -32,8 +32,11 @@ class Units:
         return len(self.inputs)
 
     def similarity(self, other: Units) -> Tensor:
-        """cos(a, a′) cos(b, b′), the cosine of the rank-one matrices, (R, R′): signs of a unit cancel."""
-        return _cosines(self.inputs, other.inputs) * _cosines(self.outputs, other.outputs)
+        """cos(a, a′) cos(b, b′), the cosine of the rank-one matrices, (R, R′): signs of a unit cancel.
+
+        Rounded, since units of one adapter are orthogonal and rounding errors must not decide among them.
+        """
+        return (_cosines(self.inputs, other.inputs) * _cosines(self.outputs, other.outputs)).round(decimals=7)
 
 
 @merge_method("lego", summary="rank-one units of all adapters, duplicates merged", paper="2409.16167")
@@ -165,7 +168,9 @@ def _spread(units: Units, count: int) -> Units:
 def _assigned(units: Units, centroids: Units) -> Tensor:
     """The most similar centroid of each unit; a centroid without units gets the one that fits worst."""
     table = units.similarity(centroids)
-    values, owners = table.max(dim=1)
+    # Equal similarity goes to the first centroid.
+    owners = (table - 1e-9 * torch.arange(len(centroids))).argmax(dim=1)
+    values = table.gather(1, owners[:, None])[:, 0]
     for cluster in range(len(centroids)):
         if not bool((owners == cluster).any()):
             alone = torch.bincount(owners, minlength=len(centroids))[owners] == 1
@@ -191,7 +196,7 @@ def _signs(units: Units, centroids: Units) -> Tensor:
     """±1 for each unit, such that a and b together point the way of its centroid's, shape (R,)."""
     similarity = torch.nn.functional.cosine_similarity
     agreement = similarity(units.inputs, centroids.inputs) + similarity(units.outputs, centroids.outputs)
-    return torch.where(agreement < 0, -1.0, 1.0).to(units.inputs)
+    return torch.where(agreement < -1e-7, -1.0, 1.0).to(units.inputs)
 
 
 def _peaked(units: Units, owners: Tensor, centroids: Units) -> Units:

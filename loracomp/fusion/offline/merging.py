@@ -134,9 +134,11 @@ def carried_out(
     identities, scale = Identities(len(family.parents)), _scale(chosen)
     layers = {}
     for done, site in enumerate(family.sites(), 1):
-        layers[site.path] = chosen.layer(site)
+        layer = chosen.layer(site)
         identities.add(site.path, site.updates)
-        scale.add(site, layers[site.path])
+        scale.add(site, layer)
+        if layer.rank:
+            layers[site.path] = layer
         if progress:
             progress(done, len(family.paths))
     header = strings(family, identities.hashes(), "merge", chosen.facts)
@@ -210,8 +212,9 @@ def _streamed(
             progress(len(done), len(family.paths))
         return layer
 
+    sizes = {path: _size(family, path) for path in family.paths}
     save_layers(
-        {path: _size(family, path) for path in family.paths},
+        {path: size for path, size in sizes.items() if size[1]},
         make,
         target,
         base=family.base,

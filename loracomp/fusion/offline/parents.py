@@ -97,8 +97,8 @@ class Family:
         return Site(path, shape, updates, self.weights, self)
 
     def sites(self) -> Iterator[Site]:
-        """All layers, by path."""
-        return (self.site(path) for path in self.paths)
+        """The layers by path, those left out that no parent changes after all."""
+        return (site for site in map(self.site, self.paths) if site.largest)
 
     @cached_property
     def peaks(self) -> tuple[float, ...]:

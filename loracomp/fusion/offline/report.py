@@ -46,8 +46,9 @@ class Report:
         layers: The layers, by path.
         size: ‖M‖ / ‖S‖ over all layers together.
         error: ‖M - S‖ / ‖S‖ over all layers together.
-        kept: What is left of each parent: ⟨M, ΔWᵢ⟩ / ⟨S, ΔWᵢ⟩ over all layers; None where S has nothing of
-            it. 1 for the exact sum; an adapter near 0 has vanished.
+        kept: What is left of each parent: the kᵢ for which Σ kᵢ wᵢ ΔWᵢ is nearest to M over all layers (where
+            several are, those nearest to 1); None for parents that are zero or have weight 0. 1 for the exact
+            sum; an adapter near 0 has vanished.
         naive_error: For averages: the relative error of averaging factors instead, (Σ pᵢ Bᵢ)(Σ pᵢ Aᵢ) with
             smaller ranks padded by zeros; else None.
     """
@@ -110,13 +111,8 @@ class Scale:
 
     def report(self, method: str) -> Report:
         """The whole merge."""
-        weights = torch.tensor([*self._family.weights, 0.0], dtype=torch.float64)
-        exact = self._sums @ weights
+        weights = torch.tensor(self._family.weights, dtype=torch.float64)
         norm = sum(row.norm**2 for row in self._rows) ** 0.5
-        kept = [
-            float(self._sums[-1, i] / exact[i]) if abs(float(exact[i])) > 1e-12 * norm**2 else None
-            for i in range(len(self._family.parents))
-        ]
         return Report(
             method=method,
             base=self._family.base,
@@ -125,9 +121,20 @@ class Scale:
             layers=tuple(self._rows),
             size=_ratio(_root(self._sums[-1, -1]), norm, 1.0),
             error=_ratio(self._missed**0.5, norm, 0.0),
-            kept=tuple(kept),
+            kept=self._kept(weights),
             naive_error=_ratio(self._naive_missed**0.5, norm, 0.0) if self._naive else None,
         )
+
+    def _kept(self, weights: Tensor) -> tuple[float | None, ...]:
+        parents, merged = self._sums[:-1, :-1], self._sums[:-1, -1]
+        # Unit columns, so that quiet adapters count as much as loud ones in what is singular.
+        sizes = parents.diagonal().clamp(min=0).sqrt()
+        unit = torch.where(sizes > 0, 1 / sizes, 0.0)
+        gap = (merged - parents @ weights) * unit
+        shift = torch.linalg.pinv(parents * unit * unit[:, None], rtol=1e-9, hermitian=True) @ gap * unit
+        there = [bool(size > 0 and weight != 0) for size, weight in zip(sizes, weights, strict=True)]
+        shares = 1 + shift / torch.where(weights == 0, 1.0, weights)
+        return tuple(float(share) if on else None for share, on in zip(shares, there, strict=True))
 
 
 def naive_average(site: Site) -> LowRank:
