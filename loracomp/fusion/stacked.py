@@ -2,15 +2,18 @@
 
     h = x A_sᵀ,   h ← h ⊙ γ,   y = x Wᵀ + h B_sᵀ
 
-with A_s (R, d_in), B_s (d_out, R) and R the sum of all ranks: two matrix products however many
-adapters there are. For a convolution A_s is a k × k convolution to R channels and B_s a 1 × 1 one.
-The layer is a child of the module it serves and runs as its forward hook, so module paths, weights
-and state dicts stay as they are.
+with A_s (C, d_in), B_s (d_out, C) and C the sum of all ranks, rounded up to a capacity class: two matrix
+products however many adapters there are. For a convolution A_s is a k × k convolution to C channels and B_s
+a 1 × 1 one. Ranks that nobody owns have zero factors and a zero gate, so that other adapters can be written
+into the same tensors later; compiled code that reads them stays valid.
+
+The layer is a child of the module it serves and runs as its forward hook, so module paths, weights and
+state dicts stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,57 +24,138 @@ from torch.utils.hooks import RemovableHandle
 from loracomp.lowrank import LowRank
 
 CHILD = "loracomp"
+Layers = Sequence[tuple[int, LowRank]]
+"""(index of the adapter, its update) pairs of one module."""
+
+_ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_WIDTHS = ((64, 16), (256, 32), (1 << 30, 64))
+
+
+def capacity_class(rank: int) -> int:
+    """The number of ranks that is reserved for ``rank``: 8, then steps of 16, 32 above 64, 64 above 256.
+
+    Few classes keep compiled graphs few; fine steps keep the padding below a quarter from rank 33 on.
+    """
+    if rank <= 8:
+        return 8
+    step = next(step for limit, step in _WIDTHS if rank <= limit)
+    return -(-rank // step) * step
 
 
 class StackedUpdate(nn.Module):
     """The updates of one module by several adapters.
 
+    Args:
+        layers: The updates, in the shape of the module's weight.
+        module: The linear or convolution layer.
+        capacity: Ranks to reserve at least; rounded up to a class together with what is needed.
+        device: Where the factors go where the module's weight is on no real device.
+        dtype: Arithmetic where the module's weight is stored in one that does not calculate (int8, fp8).
+
     Attributes:
-        down: A_s, shape (R, d_in) or (R, c_in, k_h, k_w).
-        up: B_s, shape (d_out, R) or (c_out, R, 1, 1).
-        owner: Index of the adapter that each rank belongs to, shape (R,).
-        scale: alpha / r of that adapter's layer, shape (R,).
-        gate: γ, shape (rows, R), where rows is 1 or the batch size; set from outside.
+        down: A_s, shape (C, d_in) or (C, c_in, k_h, k_w).
+        up: B_s, shape (d_out, C) or (c_out, C, 1, 1).
+        owner: Index of the adapter that each rank belongs to, shape (C,), on the CPU.
+        place: Position of each rank among its adapter's ranks here, shape (C,), on the CPU.
+        scale: alpha / r of that adapter's layer, 0 for a rank that nobody owns, shape (C,), on the CPU.
+        gate: γ, shape (rows, C), where rows is 1 or the batch size; set from outside.
+        regions: Gates per token, shape (1 or rows, tokens, C), by number of tokens; None for none.
     """
 
     down: Tensor
     up: Tensor
     owner: Tensor
+    place: Tensor
     scale: Tensor
     gate: Tensor
+    regions: Mapping[int, Tensor] | None
 
-    def __init__(self, layers: Sequence[tuple[int, LowRank]], module: nn.Module) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        module: nn.Module,
+        capacity: int = 0,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         super().__init__()
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        shape, device, dtype = tuple(weight.shape), weight.device, _compute_dtype(weight)
-        updates = [(index, reshape(layer, shape).to(device, dtype)) for index, layer in layers]
-        self.register_buffer("down", torch.cat([u.down for _, u in updates]), persistent=False)
-        self.register_buffer("up", torch.cat([u.up for _, u in updates], dim=1), persistent=False)
-        self.owner = torch.cat([torch.full((u.rank,), index) for index, u in updates])
-        self.scale = torch.cat([torch.full((u.rank,), u.scale) for _, u in updates])
-        self.gate = torch.zeros(1, self.rank, device=device, dtype=dtype)
-        self.convolution = _convolution_arguments(module) if self.down.ndim == 4 else None
+        shape, weight = weight_shape(module), _weight(module)
+        kind: dict[str, Any] = {
+            "device": device if weight.device.type == "meta" else weight.device,
+            "dtype": weight.dtype if weight.dtype in _ARITHMETIC else dtype,
+        }
+        size = capacity_class(max(capacity, sum(layer.rank for _, layer in layers)))
+        tail = (1,) * (len(shape) - 2)
+        self.register_buffer("down", torch.zeros(size, *shape[1:], **kind), persistent=False)
+        self.register_buffer("up", torch.zeros(shape[0], size, *tail, **kind), persistent=False)
+        self.gate = torch.zeros(1, size, **kind)
+        self.regions = None
+        self.convolution = _convolution_arguments(module) if tail else None
+        self.write(layers)
         self.handle = self._serve(module)
 
     @property
-    def rank(self) -> int:
-        """R, the sum of all adapters' ranks."""
+    def capacity(self) -> int:
+        """C, the ranks that fit."""
         return self.down.shape[0]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def write(self, layers: Layers) -> None:
+        """Replaces all updates in place: same tensors, other adapters.
+
+        Raises:
+            ValueError: More ranks than :attr:`capacity`, or an update of another shape.
+        """
+        if sum(layer.rank for _, layer in layers) > self.capacity:
+            raise ValueError(f"rank {sum(layer.rank for _, layer in layers)} in a layer for {self.capacity}")
+        shape = (self.up.shape[0], *self.down.shape[1:])
+        self.owner = torch.zeros(self.capacity, dtype=torch.long)
+        self.place = torch.zeros(self.capacity, dtype=torch.long)
+        self.scale = torch.zeros(self.capacity)
+        start = 0
+        for index, layer in layers:
+            part, fitted = slice(start, start + layer.rank), reshape(layer, shape)
+            self.down[part].copy_(fitted.down)
+            self.up[:, part].copy_(fitted.up)
+            self.owner[part], self.scale[part] = index, fitted.scale
+            self.place[part] = torch.arange(layer.rank)
+            start += layer.rank
+        self.down[start:].zero_()
+        self.up[:, start:].zero_()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Adds the gated updates of ``x`` to the module's own output ``y`` and returns it."""
+        x = x.to(self.down.dtype)
         return self._linear(x, y) if self.convolution is None else self._convolve(x, y)
 
     def _linear(self, x: Tensor, y: Tensor) -> Tensor:
         gate = self.gate if x.ndim == 2 else self.gate[:, None]
         hidden = F.linear(x, self.down) * gate
-        flat = torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), self.up.T)
-        return flat.view(y.shape)
+        if self.regions is not None and x.ndim == 3:
+            region = self.regions.get(x.shape[1])
+            hidden = hidden if region is None else hidden * region
+        if hidden.dtype != y.dtype:
+            return y + F.linear(hidden.to(self.up.dtype), self.up).to(y.dtype)
+        return torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), self.up.T).view(y.shape)
 
     def _convolve(self, x: Tensor, y: Tensor) -> Tensor:
         assert self.convolution is not None
         hidden = F.conv2d(x, self.down, **self.convolution) * self.gate[:, :, None, None]
-        return y + F.conv2d(hidden, self.up)
+        if self.regions is not None:
+            region = self.regions.get(hidden.shape[2] * hidden.shape[3])
+            hidden = hidden if region is None else hidden * region.mT.unflatten(2, hidden.shape[2:])
+        return y + F.conv2d(hidden, self.up).to(y.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedUpdate:
+        """Moves with the module, but never into a dtype that is only for storage (layerwise casting)."""
+
+        def moved(values: Tensor) -> Tensor:
+            result = fn(values)
+            return result if result.dtype in _ARITHMETIC else values.to(result.device)
+
+        super()._apply(moved, recurse)
+        return self
 
     def _serve(self, module: nn.Module) -> RemovableHandle:
         module.add_module(CHILD, self)
@@ -84,17 +168,23 @@ class StackedUpdate(nn.Module):
 
 
 def _add_updates(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    update: StackedUpdate = module.get_submodule(CHILD)  # type: ignore[assignment]
-    return update(inputs[0], output)
+    return module.loracomp(inputs[0], output)  # type: ignore[operator]
 
 
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """The weight's dtype, or bfloat16 where the weight is stored in integers (quantised)."""
-    return weight.dtype if weight.is_floating_point() else torch.bfloat16
+def _weight(module: nn.Module) -> Tensor:
+    return module.weight  # type: ignore[return-value]
 
 
 def _convolution_arguments(module: nn.Module) -> dict[str, Any]:
     return {name: getattr(module, name) for name in ("stride", "padding", "dilation")}
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """Shape of the weight that a linear or convolution layer stands for, however it is packed."""
+    shape, packed = tuple(_weight(module).shape), vars(module)
+    if len(shape) == 2 and {"in_features", "out_features"} <= packed.keys():
+        return (packed["out_features"], packed["in_features"])
+    return shape
 
 
 def reshape(layer: LowRank, weight_shape: tuple[int, ...]) -> LowRank:

@@ -193,10 +193,10 @@ def test_composite_is_the_mean_of_separate_predictions(pipe: Any) -> None:
 def test_weights_change_without_rebuilding(pipe: Any) -> None:
     adapters = adapters_for(pipe, 2)
     attachment = attach(pipe, adapters, "merge", [1.0, 0.0])
-    updates = [update for _, update in attachment.updates]
+    updates = [update for _, update in attachment.updates.values()]
     attachment.set_program("merge", [0.2, 0.9])
     changed = run(pipe)
-    assert [update for _, update in attachment.updates] == updates
+    assert [update for _, update in attachment.updates.values()] == updates
     with attach(pipe, adapters, "merge", [0.2, 0.9]):
         assert torch.equal(run(pipe), changed)
 

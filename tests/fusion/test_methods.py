@@ -13,7 +13,7 @@ from tiny import layer_table, random_adapter, run, tiny_pipeline
 
 from loracomp.errors import LoracompError, UsageError
 from loracomp.fusion import METHODS, GateTable, Program
-from loracomp.fusion.hook import GateBank
+from loracomp.fusion.gates import GateBank
 from loracomp.loading import SCHEDULERS
 from loracomp.pipeline import attach, detach
 
@@ -73,11 +73,11 @@ class Recorder:
         self.seen: list[int] = []
         write = GateBank.write
 
-        def noted(bank: GateBank, gates: torch.Tensor, repeats: int, dtype: torch.dtype) -> None:
-            self.seen.append(int(gates[0, 0]))
-            write(bank, gates, repeats, dtype)
+        def noted(bank: GateBank, rows: torch.Tensor, program: torch.Tensor | None = None) -> None:
+            self.seen.append(int(rows[0, 0]))
+            write(bank, rows, program)
 
-        def table(_: Program, steps: int) -> GateTable:
+        def table(_: Program, steps: int, sigmas: torch.Tensor | None = None) -> GateTable:
             return GateTable(torch.arange(steps).float()[:, None, None], torch.ones(steps, 1))
 
         monkeypatch.setattr(GateBank, "write", noted)

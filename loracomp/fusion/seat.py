@@ -1,0 +1,43 @@
+"""Putting a hook of ours on a module and taking it off without a trace.
+
+diffusers' registry replaces the module's ``forward``; accelerate's offloading does the same on its own. This
+file knows how they stack: whoever came last calls the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import nn
+
+NAME = "loracomp"
+
+
+def install(module: nn.Module, hook: ModelHook) -> None:
+    """Registers the hook on the module."""
+    hook.forward_was_set = "forward" in vars(module)
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+    hook.own_forward = vars(module)["forward"]
+
+
+def installed(module: nn.Module) -> Any:
+    """The module's hook, or None."""
+    registry = vars(module).get("_diffusers_hook")
+    return registry.get_hook(NAME) if registry is not None else None
+
+
+def remove(module: nn.Module, hook: Any) -> None:
+    """Takes the hook off, and with the last hook the registry that diffusers made for it."""
+    registry: Any = module._diffusers_hook
+    wrapper = vars(module)["forward"]
+    wrapped = vars(module).get("_old_forward") is hook.own_forward
+    registry.remove_hook(NAME, recurse=False)
+    if wrapped:
+        # accelerate came after us and calls what stood here before it.
+        module._old_forward = module.forward
+        module.forward = wrapper
+    if not registry.hooks:
+        del module._diffusers_hook
+        if not hook.forward_was_set and not wrapped:
+            del module.forward

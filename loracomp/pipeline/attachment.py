@@ -1,0 +1,226 @@
+"""Adapters on a pipeline, live, and off again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from loracomp.adapter import Adapter
+from loracomp.errors import UsageError
+from loracomp.fusion import blocks, seat
+from loracomp.fusion.hook import GateHook, Run
+from loracomp.fusion.program import Program
+from loracomp.fusion.stacked import StackedUpdate
+from loracomp.pipeline.layers import Places, default_targets, denoiser_of, layers_of, places_of
+from loracomp.pipeline.prompts import Prompts
+
+Programs = Program | str | Sequence[Program]
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Room that is reserved so that other adapters fit later without anything being rebuilt.
+
+    Attributes:
+        rank: Sum of ranks that fits in each layer at least.
+        targets: ``used`` reserves it in the layers that the first adapters change; ``default`` also in
+            those that adapters for this base change as a rule; suffixes of module paths name others.
+    """
+
+    rank: int = 0
+    targets: Literal["used", "default"] | tuple[str, ...] = "used"
+
+
+@dataclass(eq=False)
+class Attachment:
+    """Adapters that are live on a pipeline; a context manager that detaches at its end.
+
+    Attributes:
+        pipe: The pipeline.
+        adapters: The adapters, in the order of the program's weights.
+        hook: The denoiser's hook.
+        updates: Stacked layers by module path, each with the module that it serves.
+        prompts: The text encoders' side.
+    """
+
+    pipe: Any
+    adapters: tuple[Adapter, ...]
+    hook: GateHook
+    updates: Mapping[str, tuple[nn.Module, StackedUpdate]]
+    prompts: Prompts
+
+    @property
+    def program(self) -> Program:
+        """The program that runs, that of the first image where each has its own."""
+        return self.hook.programs[0]
+
+    def set_program(self, program: Programs, weights: Sequence[float] | None = None) -> None:
+        """Replaces method, weights or both; no layer is rebuilt and nothing is compiled anew."""
+        chosen = _complete(program, weights, self.adapters)
+        _check_blocks(chosen, self.updates)
+        self.hook.set_programs(chosen)
+        self.prompts.set_programs(chosen)
+
+    def swap(
+        self,
+        adapters: Sequence[Adapter],
+        program: Programs | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        """Replaces the adapters in the tensors that are there; compiled code stays valid.
+
+        Args:
+            adapters: The new adapters; their number may differ.
+            program: See :func:`attach`; by default the present method with its options.
+            weights: One strength per adapter; 1.0 each by default.
+
+        Raises:
+            UsageError: They need more room than was reserved; nothing is changed.
+            BaseMismatchError: They are for another base; nothing is changed.
+        """
+        chosen = _complete(program or replace(self.program, weights=(), always=()), weights, adapters)
+        places = places_of(self.pipe, adapters)
+        for path, (_, layers) in places.items():
+            room = self.updates[path][1].capacity if path in self.updates else 0
+            if (rank := sum(layer.rank for _, layer in layers)) > room:
+                raise UsageError(
+                    f"{path}: rank {rank} needed and {room} reserved; attach with capacity=Capacity(rank=…, "
+                    'targets="default")'
+                )
+        for path, (module, update) in self.updates.items():
+            update.write(places.get(path, (module, []))[1])
+        self.adapters = tuple(adapters)
+        self.set_program(chosen)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        detach(self.pipe)
+
+
+def attach(
+    pipe: Any,
+    adapters: Sequence[Adapter],
+    program: Programs = "merge",
+    weights: Sequence[float] | None = None,
+    *,
+    capacity: Capacity | None = None,
+    chunk: int = 0,
+    compile: bool | Mapping[str, Any] = False,
+) -> Attachment:
+    """Makes adapters live on a pipeline, all at once, without changing its weights.
+
+    Every later call of the pipeline runs the program. In the text encoders an adapter acts at its weight in
+    each branch in which it speaks, and accelerators (:attr:`Adapter.accelerator`) stay on throughout.
+    Adapters attached before are detached first.
+
+    Args:
+        pipe: Any diffusers pipeline with a ``unet`` or a ``transformer``.
+        adapters: One or more adapters for its base.
+        program: A program, the name of a method, or one program per image of a batch.
+        weights: One strength per adapter; 1.0 each by default.
+        capacity: Room for adapters that :meth:`Attachment.swap` brings later.
+        chunk: Most predictions to compute at once, where memory is short; 0 for no limit.
+        compile: Compile the denoiser, inside the hook that sets the gates; a mapping holds options of
+            ``torch.compile``.
+
+    Raises:
+        BaseMismatchError: A layer of an adapter is not in the pipeline, or of another shape.
+        UsageError: No adapters, or not one weight per adapter, or a block that does not exist.
+        UnknownNameError: No such method.
+    """
+    chosen = _complete(program, weights, adapters)
+    detach(pipe)
+    places = _reserved(pipe, places_of(pipe, adapters), capacity or Capacity())
+    _check_blocks(chosen, places)
+    updates = _build(pipe, places, (capacity or Capacity()).rank)
+    by_component: dict[str, dict[str, StackedUpdate]] = {}
+    for path, (_, update) in updates.items():
+        by_component.setdefault(path.split(".", 1)[0], {})[path] = update
+    name, denoiser = denoiser_of(pipe)
+    run = Run(lambda: pipe.scheduler, lambda: bool(getattr(pipe, "do_classifier_free_guidance", False)))
+    hook = GateHook(by_component.pop(name, {}), chosen, run, chunk)
+    hook.prompts = Prompts(pipe, by_component)
+    seat.install(denoiser, hook)
+    if compile:
+        hook.compile(dict(compile) if isinstance(compile, Mapping) else {})
+    hook.attachment = Attachment(pipe, tuple(adapters), hook, updates, hook.prompts)
+    hook.attachment.set_program(chosen)
+    return hook.attachment
+
+
+def detach(pipe: Any) -> None:
+    """Takes everything off that :func:`attach` put on; the pipeline is bit for bit as it was."""
+    denoiser = denoiser_of(pipe)[1]
+    hook = seat.installed(denoiser)
+    if hook is None:
+        return
+    for module, update in hook.attachment.updates.values():
+        update.leave(module)
+    hook.prompts.leave()
+    hook.leave()
+    seat.remove(denoiser, hook)
+
+
+def _complete(
+    program: Programs, weights: Sequence[float] | None, adapters: Sequence[Adapter]
+) -> tuple[Program, ...]:
+    """The programs with exactly one weight per adapter each, accelerators always on."""
+    if not adapters:
+        raise UsageError("no adapters given; name at least one, or draw with the base alone")
+    if isinstance(program, str):
+        program = Program(program)
+    programs = (program,) if isinstance(program, Program) else tuple(program)
+    if not programs:
+        raise UsageError("no programs given; give one, or one per image")
+    count = len(adapters)
+    fast = {index for index, adapter in enumerate(adapters) if adapter.accelerator}
+    chosen = []
+    for one in programs:
+        values = tuple(weights) if weights is not None else one.weights or (1.0,) * count
+        if len(values) != count:
+            raise UsageError(f"{len(values)} weights for {count} adapters; give one weight per adapter")
+        if one.profiles and len(one.profiles) != count:
+            raise UsageError(f"{len(one.profiles)} profiles for {count} adapters; give one per adapter")
+        chosen.append(replace(one, weights=values, always=tuple(sorted(fast | set(one.always)))))
+        chosen[-1].table(1, torch.ones(1))
+    return tuple(chosen)
+
+
+def _check_blocks(programs: Sequence[Program], paths: Mapping[str, Any]) -> None:
+    """Refuses a block name that no layer answers to, which would otherwise do nothing in silence."""
+    wanted = {name for program in programs for profile in program.profiles for name in profile.blocks}
+    if unknown := sorted(wanted - blocks.known(paths) if wanted else ()):
+        raise UsageError(
+            f"no adapter changes a block {unknown[0]!r}; there are {', '.join(blocks.short(paths))}"
+        )
+
+
+def _reserved(pipe: Any, places: Places, capacity: Capacity) -> Places:
+    """The places, and those that are kept free for later adapters."""
+    if capacity.targets == "used":
+        return places
+    name = denoiser_of(pipe)[0]
+    default = capacity.targets == "default"
+    targets = default_targets(pipe) if default else tuple(capacity.targets)
+    free: Places = {
+        path: (module, [])
+        for path, module in layers_of(pipe).items()
+        if path.endswith(targets) and path not in places and (not default or path.startswith(f"{name}."))
+    }
+    return {**places, **free}
+
+
+@torch.inference_mode(False)
+def _build(pipe: Any, places: Places, rank: int) -> dict[str, tuple[nn.Module, StackedUpdate]]:
+    device = getattr(pipe, "_execution_device", None)
+    built = {}
+    for path, (module, layers) in places.items():
+        dtype = getattr(getattr(pipe, path.split(".", 1)[0]), "dtype", torch.bfloat16)
+        built[path] = (module, StackedUpdate(layers, module, rank, device, dtype))
+    return built
