@@ -175,6 +175,30 @@ def flux_outside(report: Report) -> Iterator[tuple[str, str, str]]:
         yield "warning", what, f"{CONVERT} --dialect diffusers"
 
 
+@CHECKS.register("diffusers-text-encoder", summary="text encoders that diffusers misreads or refuses")
+def text_encoders(report: Report) -> Iterator[tuple[str, str, str]]:
+    """diffusers tells a text encoder's dialect by one kind of layer, and stumbles where that is not there."""
+    for component in sorted({row.path.partition(".")[0] for row in report.rows}):
+        paths = [row.path for row in report.rows if row.path.startswith(f"{component}.")]
+        if not component.startswith("text_encoder"):
+            continue
+        projected = [path for path in paths if path.endswith((".q_proj", ".k_proj", ".v_proj"))]
+        rest = [path for path in paths if path not in projected and ".self_attn." not in path]
+        if any(path.endswith(".out_proj") for path in paths):
+            continue
+        if report.dialect == "kohya" and projected:
+            how = (
+                f"drops its {len(projected)} attention layers without an error"
+                if rest
+                else "refuses the file"
+            )
+            what = f"{component} has q, k, v and no out_proj: diffusers {how}"
+            yield "warning", what, f"{CONVERT} --dialect diffusers for use there"
+        elif report.dialect == "diffusers" and rest and not projected:
+            what = f"{component} has no attention layer: diffusers refuses the file"
+            yield "warning", what, f"{CONVERT} --dialect diffusers-old for use there"
+
+
 @CHECKS.register("diffusers-algebra", summary="LoHa, LoKr and full differences, which diffusers refuses")
 def foreign_algebra(report: Report) -> Iterator[tuple[str, str, str]]:
     """A ValueError about renaming."""

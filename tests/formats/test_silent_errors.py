@@ -155,3 +155,46 @@ def test_magnitudes_of_kohya_files_are_dropped(pipe: Any, tmp_path: Path) -> Non
     pipe.unload_lora_weights()
     mended = save(dora, tmp_path / "b.safetensors", dialect="kohya", modules=table)
     assert wrong(theirs(pipe, mended), dora) == []
+
+
+@pytest.mark.parametrize("pipe", ["sd15", "flux"], indirect=True)
+def test_text_attention_of_a_kohya_file_without_out_proj_is_dropped(pipe: Any, tmp_path: Path) -> None:
+    kind = "sd15" if hasattr(pipe, "unet") else "flux"
+    table, path = layer_table(pipe), tmp_path / "a.safetensors"
+    layers = random_adapter(table, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1"), base=kind).layers
+    layers = {path: layer for path, layer in layers.items() if path.startswith("text_encoder.")}
+
+    def of(*suffixes: str) -> Adapter:
+        return Adapter({p: layer for p, layer in layers.items() if p.endswith(suffixes)}, kind, "a")
+
+    for whole in (("q_proj", "out_proj"), ("fc1",)):
+        save(of(*whole), path, dialect="kohya", modules=table)
+        assert wrong(theirs(pipe, path), of(*whole)) == []
+        assert "diffusers-text-encoder" not in told(path, kind, pipe)
+        pipe.unload_lora_weights()
+    save(of("q_proj", "v_proj", "fc1"), path, dialect="kohya", modules=table)
+    assert wrong(theirs(pipe, path), of("q_proj", "v_proj", "fc1")) == list(of("q_proj", "v_proj").layers)
+    assert "diffusers-text-encoder" in told(path, kind, pipe)
+    pipe.unload_lora_weights()
+    save(of("q_proj"), path, dialect="kohya", modules=table)
+    with pytest.raises(ValueError, match="infer state dict type"):
+        theirs(pipe, path)
+    assert "diffusers-text-encoder" in told(path, kind, pipe)
+    pipe.unload_lora_weights()
+    mended = save(of("q_proj", "v_proj", "fc1"), path, dialect="diffusers", modules=table)
+    assert wrong(theirs(pipe, mended), of("q_proj", "v_proj", "fc1")) == []
+    assert "diffusers-text-encoder" not in told(mended, kind, pipe)
+
+
+@pytest.mark.parametrize("pipe", ["sd15"], indirect=True)
+def test_text_encoders_without_attention_are_refused_in_the_new_dialect(pipe: Any, tmp_path: Path) -> None:
+    table, path = layer_table(pipe), tmp_path / "a.safetensors"
+    adapter = random_adapter(table, ("fc1", "fc2"), base="sd15")
+    save(adapter, path, dialect="diffusers", modules=table)
+    with pytest.raises(ValueError, match="infer state dict type"):
+        theirs(pipe, path)
+    assert "diffusers-text-encoder" in told(path, "sd15", pipe)
+    pipe.unload_lora_weights()
+    save(adapter, path, dialect="diffusers-old", modules=table)
+    assert wrong(theirs(pipe, path), adapter) == []
+    assert "diffusers-text-encoder" not in told(path, "sd15", pipe)
