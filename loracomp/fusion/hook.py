@@ -146,7 +146,7 @@ class GateHook(ModelHook):
 
     def _halves(self, batch: int) -> tuple[str, ...]:
         """Which halves of guidance a batch holds; the second call in a step is the unconditional one."""
-        if self.run.guided() and batch % 2 == 0 and len(self.programs) in (1, batch // 2):
+        if self.run.guided() and batch % 2 == 0:
             return (UNCONDITIONAL, CONDITIONAL)
         return (UNCONDITIONAL if self._repeats == 1 else CONDITIONAL,)
 

@@ -189,9 +189,11 @@ def _with_constant(table: GateTable, weights: Tensor, free: list[int]) -> GateTa
         {name: _spread(factors, free, len(weights)) for name, factors in mapping.items()}
         for mapping in table.blocks
     )
+    chosen = dict(zip(free, table.ranks, strict=False))
     return replace(
         table,
         gates=gates,
+        ranks=tuple(chosen.get(index, 0) for index in range(len(weights))) if chosen else (),
         unconditional=_with_constant(half, weights, free) if half else None,
         blocks=blocks,
     )
@@ -217,7 +219,7 @@ def _profiled(
         half = replace(other, gates=other.gates * curves[:, None] * factors)
     blocks = tuple(
         {
-            name: _spread(torch.tensor([value]), [index], len(profiles))
+            name: _spread(torch.tensor([float(value)]), [index], len(profiles))
             for name, value in profile.blocks.items()
         }
         for index, profile in enumerate(profiles)

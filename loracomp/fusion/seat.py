@@ -27,7 +27,7 @@ def installed(module: nn.Module) -> Any:
     return registry.get_hook(NAME) if registry is not None else None
 
 
-def remove(module: nn.Module, hook: Any) -> None:
+def remove(module: Any, hook: Any) -> None:
     """Takes the hook off, and with the last hook the registry that diffusers made for it."""
     registry: Any = module._diffusers_hook
     wrapper = vars(module)["forward"]

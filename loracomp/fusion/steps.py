@@ -20,7 +20,7 @@ def step_of(scheduler: Any, timestep: Tensor | float) -> int:
         if index is not None:
             return min(int(index), len(times) - 1)
     if isinstance(timestep, Tensor) and timestep.numel() and _shares(timestep, times):
-        return (timestep.storage_offset() - times.storage_offset()) // max(times.stride(0), 1)
+        return int(timestep.storage_offset() - times.storage_offset()) // max(times.stride(0), 1)
     return _nearest(times, timestep)
 
 
