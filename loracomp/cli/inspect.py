@@ -58,6 +58,7 @@ def _facts(report: Report) -> list[tuple[str, Any]]:
         ("file", report.file),
         ("base", f"{report.base} (confidence {report.confidence:.0%})"),
         ("evidence", "; ".join(report.evidence)),
+        *([("looks made for", report.resembles)] if report.resembles else []),
         ("dialect", report.dialect),
         ("modules", len(report.rows)),
         ("ranks", ", ".join(map(str, sorted({row.rank for row in report.rows})))),

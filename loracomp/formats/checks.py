@@ -65,6 +65,13 @@ def _of(report: Report, *algebras: str) -> list[Row]:
     return [row for row in report.rows if row.algebra in algebras]
 
 
+@CHECKS.register("family", summary="names and sizes of a model that loracomp does not know")
+def another_family(report: Report) -> Iterator[tuple[str, str, str]]:
+    """Some of its layers fit a base by chance, for models take over each other's blocks."""
+    if report.resembles:
+        yield "error", f"it looks made for {report.resembles}, not {report.base}", "use it with that model"
+
+
 @CHECKS.register("unmatched", summary="tensors without a place in the base")
 def unmatched(report: Report) -> Iterator[tuple[str, str, str]]:
     """Tensors that a load would leave out, by reason."""

@@ -10,6 +10,7 @@ from math import prod
 from loracomp.bases import BASES
 from loracomp.errors import BaseMismatchError, FormatError
 from loracomp.formats.algebra import find
+from loracomp.formats.families import resemblance
 from loracomp.formats.gate import printable
 from loracomp.formats.keys import Key, foreign, group, split
 from loracomp.formats.names import CUSTOM, Layout, Named, every_name, layout
@@ -50,6 +51,7 @@ class Match:
         dialect: The commonest dialect of the names.
         scores: Share of the file's modules, in [0, 1], that each base has under name and shape.
         modules: Number of modules in the file.
+        resembles: The family that a file looks made for and why, where it does not fit the base whole.
     """
 
     place: Layout
@@ -59,6 +61,7 @@ class Match:
     dialect: str
     scores: Mapping[str, float]
     modules: int
+    resembles: str = ""
 
     @property
     def confidence(self) -> float:
@@ -90,10 +93,11 @@ def match(source: Source, base: str | None = None, modules: Table | None = None)
     scores = {name: _score(modules_there, table) for name, table in tables.items()}
     best = _choose(scores, source.metadata)
     chosen = places[0].base if base is not None or modules is not None else best
+    like = "" if scores[best] == 1 else resemblance((item.name, item.size) for item in modules_there)
     if scores[chosen] < scores[best] or scores[chosen] == 0:
-        raise _misfit(source, scores, best, base, modules_there[0].name)
+        raise _misfit(source, scores, best, base, modules_there[0].name, like)
     place = next(p for p in places if p.base == chosen)
-    return _matched(source, place, tables[chosen], modules_there, unknown, scores)
+    return _matched(source, place, tables[chosen], modules_there, unknown, scores, like)
 
 
 def _places(base: str | None, modules: Table | None) -> list[Layout]:
@@ -156,12 +160,19 @@ def _choose(scores: Mapping[str, float], metadata: Mapping[str, str]) -> str:
 
 
 def _misfit(
-    source: Source, scores: Mapping[str, float], best: str, base: str | None, example: str
+    source: Source, scores: Mapping[str, float], best: str, base: str | None, example: str, like: str
 ) -> FormatError:
     if base is not None:
         made_for = best if scores[best] > 0 else "an unknown base"
         why = f"{scores[best]:.0%} of its modules fit" if scores[best] > 0 else "no module fits"
-        return BaseMismatchError(source.label, made_for, base, why)
+        return BaseMismatchError(
+            source.label, made_for, base, f"{why}; it looks like {like}" if like else why
+        )
+    if like:
+        return FormatError(
+            f"{source.label}: looks made for {like}, which is none of the bases {', '.join(scores)}; "
+            "use a LoRA made for one of them"
+        )
     return FormatError(
         f"{source.label}: fits none of the bases {', '.join(scores)} "
         f"(it has the module {printable(example)!r}); use a LoRA made for one of them"
@@ -175,6 +186,7 @@ def _matched(
     there: list[_Module],
     unknown: list[str],
     scores: Mapping[str, float],
+    like: str,
 ) -> Match:
     found: list[Found] = []
     unmatched = {text: foreign(text) for text in unknown}
@@ -193,7 +205,8 @@ def _matched(
     commonest = Counter(item.dialect for item in found).most_common(1)[0][0]
     ignored = {text: "zero, without effect" for text in unmatched if _without_effect(source, text)}
     unmatched = {text: reason for text, reason in unmatched.items() if text not in ignored}
-    return Match(place, tuple(found), unmatched, ignored, commonest, scores, len(there))
+    like = like if unmatched else ""
+    return Match(place, tuple(found), unmatched, ignored, commonest, scores, len(there), like)
 
 
 _BESIDES = {"alpha", "magnitude"}

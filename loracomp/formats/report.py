@@ -81,6 +81,7 @@ class Report:
         confidence: How sure that is, in [0, 1].
         evidence: What the guess rests on, in sentences.
         rows: The layers it changes.
+        resembles: The family of models it looks made for and why, where that is none of the bases.
         unmatched: Why a tensor has no place, by tensor name.
         ignored: Why a tensor without a place does no harm, by tensor name.
         damaged: What makes a module unusable (NaN, infinity), by module name.
@@ -98,6 +99,7 @@ class Report:
     base: str
     confidence: float
     evidence: tuple[str, ...]
+    resembles: str
     rows: tuple[Row, ...]
     unmatched: Mapping[str, str]
     ignored: Mapping[str, str]
@@ -172,6 +174,7 @@ def examine(source: Source, matched: Match, weights: Weights | None = None, *, w
         base=matched.place.base,
         confidence=round(matched.confidence, 4),
         evidence=evidence(source, matched),
+        resembles=matched.resembles,
         rows=tuple(rows),
         unmatched=unmatched,
         ignored=dict(matched.ignored),
