@@ -25,7 +25,6 @@ class LayerFile:
         base: Name of the base it was made for.
         name: The file's name without its ending.
         metadata: The header's strings.
-        layers: Updates by module path, sorted, read on access and checked for NaN then.
 
     Args:
         path: A ``.safetensors`` file.
@@ -59,10 +58,19 @@ class LayerFile:
             self.base = matched.place.base
             self.name = Path(path).stem
             self.metadata: Mapping[str, str] = dict(self._source.metadata)
-            self.layers: Mapping[str, LowRank] = _Layers(self._source, matched.found, matched.place.table)
+            self._layers = _Layers(self._source, matched.found, matched.place.table)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def layers(self) -> Mapping[str, LowRank]:
+        """Updates by module path, sorted, read on access and checked for NaN then."""
+        return self._layers
+
+    def size(self, path: str) -> tuple[tuple[int, ...], int]:
+        """Weight shape and rank of a layer; from the header alone where that says it."""
+        return self._layers.size(path)
 
     def close(self) -> None:
         """Closes the file; its layers cannot be read any more."""
@@ -92,6 +100,11 @@ class _Layers(Mapping[str, LowRank]):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def size(self, path: str) -> tuple[tuple[int, ...], int]:
+        item = self._items[path]
+        plain = item.algebra == "lora" and len(item.module.pieces) == 1
+        return self._table[path], item.rank if plain else self[path].rank
 
     def __getitem__(self, path: str) -> LowRank:
         item = self._items[path]

@@ -212,9 +212,8 @@ def _streamed(
             progress(len(done), len(family.paths))
         return layer
 
-    sizes = {path: _size(family, path) for path in family.paths}
     save_layers(
-        {path: size for path, size in sizes.items() if size[1]},
+        _stacked_sizes(family),
         make,
         target,
         base=family.base,
@@ -226,10 +225,20 @@ def _streamed(
     return scale.report(chosen.method)
 
 
-def _size(family: Family, path: str) -> tuple[tuple[int, ...], int]:
-    """Weight shape and stacked rank of a layer."""
-    there = [layer for parent in family.parents if (layer := parent.layers.get(path)) is not None]
-    return there[0].weight_shape, sum(layer.rank for layer in there)
+def _stacked_sizes(family: Family) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Weight shape and stacked rank of each layer that some parent changes."""
+    found = {}
+    for path in family.paths:
+        sizes = [_size(parent, path) for parent in family.parents if path in parent.layers]
+        if rank := sum(rank for _, rank in sizes):
+            found[path] = sizes[0][0], rank
+    return found
+
+
+def _size(parent: Parent, path: str) -> tuple[tuple[int, ...], int]:
+    if isinstance(parent, LayerFile):
+        return parent.size(path)
+    return parent.layers[path].weight_shape, parent.layers[path].rank
 
 
 def _scale(chosen: Plan) -> Scale:

@@ -156,15 +156,23 @@ def _sum(site: Site) -> LowRank:
 
 
 def _stacked(site: Site, layer: LowRank, weights: Tensor) -> tuple[Tensor, float]:
-    """Inner products of the updates and their stack, and ‖M - S‖ from what rounding did to the factors."""
+    """Inner products of the updates and their stack, and ‖M - S‖ from what rounding did to each part.
+
+    Rounding errors of different parents are independent, so their squares are added.
+    """
     parents = inner_products(site.updates, torch.float32)
     grown = torch.cat([torch.eye(len(parents), dtype=torch.float64), weights[None, :-1]])
-    exact = _sum(site)
-    gap, down = layer.up.flatten(1) - exact.up, layer.down.flatten(1).double()
-    if bool((down != exact.down).any()):
-        return grown @ parents @ grown.T, distance(layer, exact)
-    missed = inner_products([LowRank(down, gap)], torch.float32) if bool(gap.any()) else torch.zeros(1)
-    return grown @ parents @ grown.T, _root(missed.sum())
+    table = grown @ parents @ grown.T
+    ranks = [part.rank for part in site.parts]
+    ups, downs = layer.up.flatten(1).split(ranks, 1), layer.down.flatten(1).split(ranks)
+    squares = 0.0
+    for part, up, down in zip(site.parts, ups, downs, strict=True):
+        lossless = torch.promote_types(part.down.dtype, down.dtype) == down.dtype
+        if not lossless or not torch.equal(down, part.down.flatten(1).to(down.dtype)):
+            return table, distance(layer, _sum(site))
+        gap = up.double().sub_(part.up.flatten(1).double(), alpha=part.scale).float()
+        squares += max(float(((gap.T @ gap) * (down @ down.T)).sum()), 0.0) if bool(gap.any()) else 0.0
+    return table, squares**0.5
 
 
 def _root(value: Tensor) -> float:

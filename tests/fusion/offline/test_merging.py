@@ -55,11 +55,13 @@ def test_the_reported_errors_are_those_of_dense_matrices(method: str) -> None:
         norm = float(exact[row.path].norm())
         assert row.norm == pytest.approx(norm, rel=1e-5)
         assert row.size == pytest.approx(float(dense(merged, row.path).norm()) / norm, rel=1e-5)
-        assert row.error == pytest.approx(float(gaps[row.path].norm()) / norm, rel=1e-4, abs=1e-15)
+        # What rounding does to a stack is added up as if parents were independent.
+        loose = 0.3 if MERGES[method].stacks else 1e-4
+        assert row.error == pytest.approx(float(gaps[row.path].norm()) / norm, rel=loose, abs=1e-15)
         assert row.rank == merged.layers[row.path].rank
     total = sum(float(value.square().sum()) for value in exact.values()) ** 0.5
     missed = sum(float(value.square().sum()) for value in gaps.values()) ** 0.5
-    assert report.error == pytest.approx(missed / total, rel=1e-4, abs=1e-15)
+    assert report.error == pytest.approx(missed / total, rel=loose, abs=1e-15)
     columns = [
         torch.cat([w * deltas(family(), p)[i].flatten() for p in SHAPES]) for i, w in enumerate(weights)
     ]
@@ -164,6 +166,7 @@ def test_layers_are_read_as_whole_files_are(files: list[Path]) -> None:
             assert torch.equal(layer.up, whole.layers[path].up)
             assert torch.equal(layer.down, whole.layers[path].down)
             assert layer.scale == whole.layers[path].scale
+            assert opened.size(path) == (layer.weight_shape, layer.rank)
         assert opened.layers.get("unet.nothing") is None
 
 
