@@ -128,6 +128,11 @@ def convert(
     dialect: Annotated[str, typer.Option(help="What to write; 'auto' suits the base.")] = "auto",
     rank: Annotated[int | None, typer.Option(help="Largest rank of a layer.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32.")] = None,
+    thumbnail: Annotated[Path | None, typer.Option(help="A picture to put into the header.")] = None,
+    entries: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A header entry (modelspec.license=CC-BY-4.0)."),
+    ] = None,
     base: Base = None,
     base_folder: BaseFolder = None,
     allow_partial: Partial = False,
@@ -149,11 +154,26 @@ def convert(
         dtype=dtype_named(dtype) if dtype else None,
         allow_partial=allow_partial,
         weights=folder_weights(folder) if folder else None,
+        metadata=_entries(entries or [], thumbnail),
     )
     if as_json:
         emit_json(done.to_dict())
     else:
         _print_conversion(done)
+
+
+def _entries(entries: list[str], picture: Path | None) -> dict[str, str]:
+    """Header strings that a user asks for."""
+    from loracomp.errors import UsageError
+    from loracomp.formats import thumbnail
+
+    table = {}
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--set {entry}: give KEY=VALUE, such as modelspec.license=CC-BY-4.0")
+        table[key] = value
+    return table | ({"modelspec.thumbnail": thumbnail(picture)} if picture else {})
 
 
 def _print_conversion(done: Conversion) -> None:

@@ -11,6 +11,7 @@ from loracomp.formats.gate import Limits
 from loracomp.formats.hashing import hashes
 from loracomp.formats.reading import load
 from loracomp.formats.report import Report, inspect
+from loracomp.formats.thumbnail import thumbnail
 from loracomp.formats.weights import folder_weights, shipped_folder
 from loracomp.formats.writing import save
 
@@ -34,4 +35,5 @@ __all__ = [
     "load",
     "save",
     "shipped_folder",
+    "thumbnail",
 ]

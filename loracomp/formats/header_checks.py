@@ -9,6 +9,7 @@ from loracomp.bases import BASES
 from loracomp.formats.checks import CHECKS, CONVERT
 from loracomp.formats.gate import printable
 from loracomp.formats.report import Report
+from loracomp.formats.thumbnail import KEY, decoded
 
 _MUST = ("sai_model_spec", "architecture", "implementation", "title", "resolution")
 _JSON_KEYS = (
@@ -67,6 +68,16 @@ def metadata(report: Report) -> Iterator[tuple[str, str, str]]:
             yield "warning", f"the header's {key} is not valid JSON", "remove or mend it"
 
 
+@CHECKS.register("thumbnail", summary="a picture in the header that is none")
+def picture(report: Report) -> Iterator[tuple[str, str, str]]:
+    """An entry that galleries cannot show, or should not open."""
+    if KEY in report.metadata:
+        try:
+            decoded(report.metadata[KEY])
+        except ValueError as error:
+            yield "warning", f"the thumbnail {error}", f"{CONVERT} --thumbnail, which replaces it"
+
+
 @CHECKS.register("licence", summary="no licence in the header")
 def licence(report: Report) -> Iterator[tuple[str, str, str]]:
     """Whether others may use or merge it is not stated."""
@@ -74,4 +85,8 @@ def licence(report: Report) -> Iterator[tuple[str, str, str]]:
     if stated:
         yield "note", f"licence: {printable(stated)}", "nothing to do"
     else:
-        yield "note", "no licence is stated", "ask its author, or state yours with modelspec.license"
+        yield (
+            "note",
+            "no licence is stated",
+            "ask its author, or state yours: loracomp convert --set modelspec.license=…",
+        )

@@ -25,6 +25,7 @@ from loracomp.formats.health import finite
 from loracomp.formats.metadata import HASH_KEYS, describe, with_hashes
 from loracomp.formats.names import layout
 from loracomp.formats.native import Table
+from loracomp.formats.thumbnail import check_given
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -46,17 +47,20 @@ def save(
         dialect: A name in :data:`DIALECTS`, or "auto" for the one that most tools read at the right
             strength for the adapter's base.
         dtype: Floating-point type of the factors; as they are where None.
-        metadata: Header strings in addition to, or instead of, the adapter's own.
+        metadata: Header strings in addition to, or instead of, the adapter's own; a picture for
+            ``modelspec.thumbnail`` comes from :func:`loracomp.formats.thumbnail`.
         modules: Weight shapes by module path of a pipeline that is none of the known bases.
 
     Returns:
         The path.
 
     Raises:
-        UsageError: The path cannot be written, or the dialect has no name for a layer.
+        UsageError: The path cannot be written, the dialect has no name for a layer, or the thumbnail
+            among the metadata is no small picture.
         UnknownNameError: No such dialect.
     """
     target = Path(path)
+    check_given(metadata or {})
     kind = default_dialect(adapter.base) if dialect == "auto" else dialect
     table = modules if modules is not None or adapter.base in BASES else _shapes(adapter)
     tensors = _converted(DIALECTS[kind](adapter, layout(adapter.base, table)), dtype, adapter.name)
