@@ -17,6 +17,7 @@ NAME = "loracomp"
 def install(module: nn.Module, hook: ModelHook) -> None:
     """Registers the hook on the module."""
     hook.forward_was_set = "forward" in vars(module)
+    hook.registry_was_there = "_diffusers_hook" in vars(module)
     HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
     hook.own_forward = vars(module)["forward"]
 
@@ -28,7 +29,7 @@ def installed(module: nn.Module) -> Any:
 
 
 def remove(module: Any, hook: Any) -> None:
-    """Takes the hook off, and with the last hook the registry that diffusers made for it."""
+    """Takes the hook off, and with it the registry that diffusers made for it, unless others use that."""
     registry: Any = module._diffusers_hook
     wrapper = vars(module)["forward"]
     wrapped = vars(module).get("_old_forward") is hook.own_forward
@@ -37,7 +38,7 @@ def remove(module: Any, hook: Any) -> None:
         # accelerate came after us and calls what stood here before it.
         module._old_forward = module.forward
         module.forward = wrapper
-    if not registry.hooks:
+    if not registry.hooks and not hook.registry_was_there:
         del module._diffusers_hook
-        if not hook.forward_was_set and not wrapped:
-            del module.forward
+    if not registry.hooks and not hook.forward_was_set and not wrapped:
+        del module.forward

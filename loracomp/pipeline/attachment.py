@@ -12,10 +12,19 @@ from torch import nn
 from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
 from loracomp.fusion import blocks, seat
+from loracomp.fusion.adoption import Adopted, adopt
 from loracomp.fusion.hook import GateHook, Run
-from loracomp.fusion.program import Program
+from loracomp.fusion.program import Profile, Program
 from loracomp.fusion.stacked import StackedUpdate
-from loracomp.pipeline.layers import Places, default_targets, denoiser_of, layers_of, places_of
+from loracomp.pipeline.layers import (
+    Places,
+    base_of,
+    default_targets,
+    denoiser_of,
+    layers_of,
+    places_of,
+    text_encoders_of,
+)
 from loracomp.pipeline.prompts import Prompts
 
 Programs = Program | str | Sequence[Program]
@@ -45,6 +54,7 @@ class Attachment:
         hook: The denoiser's hook.
         updates: Stacked layers by module path, each with the module that it serves.
         prompts: The text encoders' side.
+        adopted: What PEFT held before; its adapters are the first ones of :attr:`adapters`.
     """
 
     pipe: Any
@@ -52,6 +62,7 @@ class Attachment:
     hook: GateHook
     updates: Mapping[str, tuple[nn.Module, StackedUpdate]]
     prompts: Prompts
+    adopted: Adopted
 
     @property
     def program(self) -> Program:
@@ -71,7 +82,7 @@ class Attachment:
         program: Programs | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
-        """Replaces the adapters in the tensors that are there; compiled code stays valid.
+        """Replaces the adapters, adopted ones too, in the tensors that are there; compiled code stays valid.
 
         Args:
             adapters: The new adapters; their number may differ.
@@ -105,7 +116,7 @@ class Attachment:
 
 def attach(
     pipe: Any,
-    adapters: Sequence[Adapter],
+    adapters: Sequence[Adapter] = (),
     program: Programs = "merge",
     weights: Sequence[float] | None = None,
     *,
@@ -117,13 +128,15 @@ def attach(
 
     Every later call of the pipeline runs the program. In the text encoders an adapter acts at its weight in
     each branch in which it speaks, and accelerators (:attr:`Adapter.accelerator`) stay on throughout.
-    Adapters attached before are detached first.
+    Adapters attached before are detached first. Adapters that are active through
+    ``pipe.load_lora_weights`` are taken over until :func:`detach` gives them back; they come first.
 
     Args:
         pipe: Any diffusers pipeline with a ``unet`` or a ``transformer``.
-        adapters: One or more adapters for its base.
+        adapters: Adapters for its base; may be left out where some are loaded already.
         program: A program, the name of a method, or one program per image of a batch.
-        weights: One strength per adapter; 1.0 each by default.
+        weights: One strength per adapter; 1.0 each by default. Where loaded ones are taken over they may
+            be left out: they keep their strengths.
         capacity: Room for adapters that :meth:`Attachment.swap` brings later.
         chunk: Most predictions to compute at once, where memory is short; 0 for no limit.
         compile: Compile the denoiser, inside the hook that sets the gates; a mapping holds options of
@@ -134,8 +147,10 @@ def attach(
         UsageError: No adapters, or not one weight per adapter, or a block that does not exist.
         UnknownNameError: No such method.
     """
-    chosen = _complete(program, weights, adapters)
     detach(pipe)
+    adopted = adopt(dict([denoiser_of(pipe), *text_encoders_of(pipe).items()]), base_of(pipe))
+    chosen = _complete(program, weights, adapters, adopted)
+    adapters = (*adopted.adapters, *adapters)
     places = _reserved(pipe, places_of(pipe, adapters), capacity or Capacity())
     _check_blocks(chosen, places)
     updates = _build(pipe, places, (capacity or Capacity()).rank)
@@ -149,7 +164,8 @@ def attach(
     seat.install(denoiser, hook)
     if compile:
         hook.compile(dict(compile) if isinstance(compile, Mapping) else {})
-    hook.attachment = Attachment(pipe, tuple(adapters), hook, updates, hook.prompts)
+    adopted.silence()
+    hook.attachment = Attachment(pipe, adapters, hook, updates, hook.prompts, adopted)
     hook.attachment.set_program(chosen)
     return hook.attachment
 
@@ -165,31 +181,48 @@ def detach(pipe: Any) -> None:
     hook.prompts.leave()
     hook.leave()
     seat.remove(denoiser, hook)
+    hook.attachment.adopted.restore()
 
 
 def _complete(
-    program: Programs, weights: Sequence[float] | None, adapters: Sequence[Adapter]
+    program: Programs,
+    weights: Sequence[float] | None,
+    adapters: Sequence[Adapter],
+    adopted: Adopted | None = None,
 ) -> tuple[Program, ...]:
-    """The programs with exactly one weight per adapter each, accelerators always on."""
-    if not adapters:
+    """The programs with exactly one weight per adapter each, adopted ones first, accelerators always on."""
+    adopted = adopted or Adopted()
+    if not adapters and not adopted.adapters:
         raise UsageError("no adapters given; name at least one, or draw with the base alone")
     if isinstance(program, str):
         program = Program(program)
     programs = (program,) if isinstance(program, Program) else tuple(program)
     if not programs:
         raise UsageError("no programs given; give one, or one per image")
-    count = len(adapters)
-    fast = {index for index, adapter in enumerate(adapters) if adapter.accelerator}
-    chosen = []
-    for one in programs:
-        values = tuple(weights) if weights is not None else one.weights or (1.0,) * count
-        if len(values) != count:
-            raise UsageError(f"{len(values)} weights for {count} adapters; give one weight per adapter")
-        if one.profiles and len(one.profiles) != count:
-            raise UsageError(f"{len(one.profiles)} profiles for {count} adapters; give one per adapter")
-        chosen.append(replace(one, weights=values, always=tuple(sorted(fast | set(one.always)))))
-        chosen[-1].table(1, torch.ones(1))
-    return tuple(chosen)
+    given = tuple(weights) if weights is not None else None
+    return tuple(_complete_one(one, given, adapters, adopted) for one in programs)
+
+
+def _complete_one(
+    program: Program, weights: tuple[float, ...] | None, adapters: Sequence[Adapter], adopted: Adopted
+) -> Program:
+    before, count = len(adopted.adapters), len(adopted.adapters) + len(adapters)
+    values, shift = weights if weights is not None else program.weights, 0
+    if before and len(values) in (0, len(adapters)):
+        values, shift = (*adopted.weights, *(values or (1.0,) * len(adapters))), before
+    values = values or (1.0,) * count if weights is None else values
+    if len(values) != count:
+        raise UsageError(f"{len(values)} weights for {count} adapters; give one weight per adapter")
+    profiles = program.profiles
+    if shift and len(profiles) == len(adapters):
+        profiles = (*(Profile(),) * before, *profiles)
+    if profiles and len(profiles) != count:
+        raise UsageError(f"{len(profiles)} profiles for {count} adapters; give one per adapter")
+    fast = {before + index for index, adapter in enumerate(adapters) if adapter.accelerator}
+    always = tuple(sorted(fast | {shift + index for index in program.always}))
+    chosen = replace(program, weights=values, always=always, profiles=profiles)
+    chosen.table(1, torch.ones(1))
+    return chosen
 
 
 def _check_blocks(programs: Sequence[Program], paths: Mapping[str, Any]) -> None:
