@@ -21,7 +21,9 @@ _HOMES = {
     "attach": "loracomp.pipeline",
     "compose": "loracomp.pipeline",
     "detach": "loracomp.pipeline",
+    "fold": "loracomp.fusion.offline",
     "load": "loracomp.formats",
+    "merge": "loracomp.fusion.offline",
     "open_adapter": "loracomp.library",
     "open_base": "loracomp.loading",
     "save": "loracomp.formats",
@@ -39,7 +41,9 @@ __all__ = [
     "attach",
     "compose",
     "detach",
+    "fold",
     "load",
+    "merge",
     "open_adapter",
     "open_base",
     "save",
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from loracomp.errors import LoracompError
     from loracomp.formats import load, save
     from loracomp.fusion import Program
+    from loracomp.fusion.offline import fold, merge
     from loracomp.library import open_adapter
     from loracomp.loading import open_base
     from loracomp.lowrank import LowRank

@@ -42,7 +42,7 @@ def lion(
     Raises:
         UsageError: An option outside [0, 1].
 
-    Reference: LiON-LoRA, Zhang et al. 2025, arXiv:2507.05678 (orthogonality and norm consistency).
+    Reference: LiON-LoRA, 2025, arXiv:2507.05678 (orthogonality and norm consistency).
     """
     for name, value in (("consistency", consistency), ("conflict", conflict), ("removal", removal)):
         if not 0 <= value <= 1:
