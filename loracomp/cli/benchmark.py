@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,11 +64,15 @@ def compose(
         str | None,
         typer.Option(help="K/N: only draw every N-th cell, from the K-th; N processes share one --out."),
     ] = None,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Draw nothing: write the tables of what --out holds already.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compose unseen subjects with unseen styles by every method, and score them."""
     from loracomp.evaluation.artwork import read_names
     from loracomp.evaluation.bench import Plan, program
+    from loracomp.evaluation.ledger import Ledger
     from loracomp.evaluation.roster import read_roster
     from loracomp.fusion import METHODS
     from loracomp.library import SHIPPED, open_accelerator
@@ -87,6 +92,9 @@ def compose(
         seeds,
         weight,
     )
+    if tables:
+        _write(plan, Ledger.reopen(out), as_json)
+        return
     settings = {"base": base, "judge": judge, "split": split, "seeds": seeds, "weight": weight}
     share = _share(plan, part) if part else plan
     ledger = _run(share, roster, out, settings, {"dtype": dtype, "device": device}, as_json, fast)
@@ -111,6 +119,7 @@ def _share(plan: Plan, part: str) -> Plan:
 
 
 def _cells(protocols: list[str], names: Names, roster: Roster, pairs: int, split: str) -> list[Any]:
+    """The cells, the protocols taking turns, so that a run that is cut short has some of each."""
     from loracomp.evaluation.cells import PROTOCOLS, choose
 
     wanted = PROTOCOLS if "all" in protocols else tuple(dict.fromkeys(protocols))
@@ -123,7 +132,8 @@ def _cells(protocols: list[str], names: Names, roster: Roster, pairs: int, split
             "no cell can be composed: the folder needs adapters of an unseen subject and of an unseen style "
             "(see loracomp/assets/bench/names.json); name another one with --adapters"
         )
-    return [cell for cells in found.values() for cell in cells]
+    turns = zip_longest(*found.values())
+    return [cell for turn in turns for cell in turn if cell is not None]
 
 
 def _run(

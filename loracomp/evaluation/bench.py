@@ -130,7 +130,7 @@ def _draw(
     if row.name == ARTIST:
         return as_images(artwork.truth(cell)[None]), None
     chosen = [roster.adapter(cell.parts[index]) for index in row.parts]
-    text = prompt(cell, roster.say)
+    text = prompt(cell, roster.say(cell.parts))
     return paint(text, chosen, row.method or "merge", plan.weight, steps, plan.seeds)
 
 

@@ -90,6 +90,16 @@ class Ledger:
             raise UsageError(f"{folder}: cannot be written ({error}); choose another --out") from error
         self.records = {record.key: record for record in self._read()}
 
+    @classmethod
+    def reopen(cls, folder: Path) -> Ledger:
+        """An earlier run's ledger with its own settings; raises :class:`UsageError` if there is none."""
+        path = folder / "settings.json"
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            return cls(folder, held["settings"], held["adapters"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: not the settings of a run ({error}); check --out") from error
+
     def __contains__(self, key: Key) -> bool:
         return key in self.records
 

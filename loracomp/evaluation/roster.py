@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,13 @@ class Roster:
             self._open[part] = load(self.members[part].file)
         return self._open[part]
 
-    @property
-    def say(self) -> Say:
-        """The words for a part: its adapter's trigger where it has one."""
+    def say(self, parts: Collection[Part]) -> Say:
+        """The words for a picture made of ``parts``: their triggers, and plain words for anything else."""
         plain = plainly(self.names)
 
         def say(kind: str, name: str) -> str:
             words = plain(kind, name)
-            member = self.members.get((kind, name))
+            member = self.members.get((kind, name)) if (kind, name) in parts else None
             trigger = member.trigger if member else ""
             if not trigger or trigger in words:
                 return words

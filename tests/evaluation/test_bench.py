@@ -35,7 +35,7 @@ class Hand:
     """Paints the truth with as much noise as the method deserves; without adapters only noise."""
 
     def __init__(self, cells: Sequence[Cell], noise: dict[str, float], stop_after: int = 10**6) -> None:
-        self.cells = {prompt(cell, ROSTER.say): cell for cell in cells}
+        self.cells = {prompt(cell, ROSTER.say(cell.parts)): cell for cell in cells}
         self.noise = noise
         self.left = stop_after
         self.calls = 0

@@ -123,6 +123,18 @@ def test_parts_make_a_whole(folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["sections"][0]["cells"] == 2
 
 
+def test_tables_of_a_part_are_written_without_drawing(folder: Path, tmp_path: Path) -> None:
+    words = ("--pairs", "2", "--method", "merge", "--out", str(tmp_path))
+    assert call(folder, *words, "--part", "1/2").exit_code == 0
+    records = (tmp_path / "records.jsonl").read_text()
+    assert call(folder, *words, "--tables").exit_code == 0
+    assert (tmp_path / "records.jsonl").read_text() == records
+    assert json.loads((tmp_path / "results.json").read_text())["sections"][0]["cells"] == 1
+    empty = call(folder, "--out", str(tmp_path / "nothing"), "--tables")
+    assert isinstance(empty.exception, UsageError)
+    assert "not the settings of a run" in str(empty.exception)
+
+
 def test_wrong_requests_are_one_line(folder: Path, tmp_path: Path) -> None:
     for words, kind in (
         (("--method", "mergge"), UnknownNameError),

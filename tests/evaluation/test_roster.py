@@ -42,7 +42,8 @@ def test_triggers_are_said_once(tmp_path: Path) -> None:
     write(tmp_path, "thing-2", "sks thing 2, another")
     write(tmp_path, "mono", "mono")
     write(tmp_path, "pixel", "pixel style")
-    say = read_roster(tmp_path, NAMES).say
+    roster = read_roster(tmp_path, NAMES)
+    say = roster.say(roster.members)
     assert say("subject", "thing-1") == "sks thing 1"
     assert say("subject", "thing-2") == "sks thing 2"
     assert say("subject", "thing-3") == "thing 3"
@@ -51,13 +52,20 @@ def test_triggers_are_said_once(tmp_path: Path) -> None:
     assert say("background", "green") == "green background"
 
 
+def test_the_trigger_of_an_adapter_that_takes_no_part_is_not_said(tmp_path: Path) -> None:
+    write(tmp_path, "green-background", "green backdrop")
+    roster = read_roster(tmp_path, NAMES)
+    assert roster.say([("background", "green")])("background", "green") == "green backdrop"
+    assert roster.say([("style", "mono")])("background", "green") == "green background"
+
+
 def test_the_manifest_of_a_folder_comes_first(tmp_path: Path) -> None:
     write(tmp_path, "odd", "old", cells=[["thing-1", "noto"]])
     entry = {"trigger": "new", "cells": [["thing-3", "noto"]]}
     (tmp_path / "manifest.json").write_text(json.dumps({"adapters": {"odd": entry}}))
     roster = read_roster(tmp_path, NAMES)
     assert set(roster.members) == {("subject", "thing-3")}
-    assert roster.say("subject", "thing-3") == "new thing 3"
+    assert roster.say(roster.members)("subject", "thing-3") == "new thing 3"
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
