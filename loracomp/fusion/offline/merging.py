@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -197,31 +198,45 @@ def _streamed(
     name: str | None,
     progress: Progress | None,
 ) -> Report:
-    """A stacked merge that holds one layer of all parents at a time."""
+    """A stacked merge that holds one layer of all parents at a time, and is weighed while it is written."""
     family = chosen.family
     identities, scale = Identities(len(family.parents)), _scale(chosen)
     done: list[str] = []
+    weighing: list[Future[None]] = []
+
+    def weigh(site: Site, layer: LowRank) -> None:
+        identities.add(site.path, site.updates)
+        scale.add(site, layer)
+
+    def settle() -> None:
+        if weighing:
+            weighing.pop().result()
 
     def make(path: str) -> LowRank:
         site = family.site(path)
         layer = chosen.layer(site)
-        identities.add(path, site.updates)
-        scale.add(site, layer)
+        settle()
+        weighing.append(worker.submit(weigh, site, layer))
         done.append(path)
         if progress:
             progress(len(done), len(family.paths))
         return layer
 
-    save_layers(
-        _stacked_sizes(family),
-        make,
-        target,
-        base=family.base,
-        name=name or "+".join(parent.name for parent in family.parents),
-        dtype=chosen.dtype or torch.float32,
-        dialect=dialect,
-        metadata=lambda: strings(family, identities.hashes(), "merge", chosen.facts),
-    )
+    def header() -> dict[str, str]:
+        settle()
+        return strings(family, identities.hashes(), "merge", chosen.facts)
+
+    with ThreadPoolExecutor(1) as worker:
+        save_layers(
+            _stacked_sizes(family),
+            make,
+            target,
+            base=family.base,
+            name=name or "+".join(parent.name for parent in family.parents),
+            dtype=chosen.dtype or torch.float32,
+            dialect=dialect,
+            metadata=header,
+        )
     return scale.report(chosen.method)
 
 
