@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
+from loracomp.formats.health import finite
 from loracomp.formats.names import Layout, kohya_names, old_name
 from loracomp.formats.pieces import fold, join, times
 from loracomp.lowrank import LowRank
@@ -98,6 +99,7 @@ def one_alpha(adapter: Adapter) -> dict[str, tuple[LowRank, bool]]:
     match no layer and gives each the commonest alpha of its component, so only files with one alpha,
     or without any (every tool then takes alpha = rank), have the same strength everywhere. Ratios go
     into a factor; powers of two are exact, others one rounding, and the way with fewer of them is taken.
+    Alphas so far apart that the factors cannot hold their ratios stay as they are.
     """
     layers: dict[str, tuple[LowRank, bool]] = {}
     for component in adapter.components:
@@ -108,14 +110,25 @@ def one_alpha(adapter: Adapter) -> dict[str, tuple[LowRank, bool]]:
             sum(not _exact(_alpha(layer) / common) for layer in part.values()) if common else len(part)
         )
         rounded_none = sum(not _exact(layer.scale) for layer in part.values())
-        for path, layer in part.items():
-            if len(alphas) == 1:
-                layers[path] = layer, True
-            elif rounded_none < rounded_one or not common:
-                layers[path] = fold(layer), False
-            else:
-                layers[path] = times(LowRank(layer.down, layer.up, common), _alpha(layer) / common), True
+        if len(alphas) == 1:
+            layers |= {path: (layer, True) for path, layer in part.items()}
+            continue
+        if rounded_none < rounded_one or not common:
+            made = {path: (fold(layer), False) for path, layer in part.items()}
+        else:
+            ratios = {path: _alpha(layer) / common for path, layer in part.items()}
+            made = {
+                path: (times(LowRank(x.down, x.up, common), ratios[path]), True) for path, x in part.items()
+            }
+        held = all(_held(layer, made[path][0]) for path, layer in part.items())
+        layers |= made if held else {path: (layer, True) for path, layer in part.items()}
     return layers
+
+
+def _held(old: LowRank, new: LowRank) -> bool:
+    """Whether no factor overflowed or vanished."""
+    pairs = ((old.up, new.up), (old.down, new.down))
+    return all(finite(b) and (bool(b.any()) or not bool(a.any())) for a, b in pairs) or _alpha(old) == 0
 
 
 def _exact(ratio: float) -> bool:

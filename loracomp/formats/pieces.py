@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
+from math import inf, log2
 
 import torch
 from torch import Tensor
 
 from loracomp.formats.native import Module, Piece
 from loracomp.lowrank import LowRank
+
+# Entries this far below the peak still have all digits.
+_DIGITS = 2.0**8
 
 
 def split(update: LowRank, module: Module) -> dict[str, LowRank]:
@@ -74,21 +78,33 @@ def fold(layer: LowRank) -> LowRank:
 
 
 def times(layer: LowRank, number: float) -> LowRank:
-    """An update times a number, in one of its factors, alpha untouched.
+    """An update times a number, in its factors, alpha untouched: exact for powers of two, else one rounding.
 
-    What shrinks is the factor of larger entries and what grows that of smaller ones, so that half
-    precision neither underflows nor overflows.
+    What shrinks is the factor of larger entries and what grows that of smaller ones. Where half precision
+    would still lose digits or overflow, a power of two moves from one factor to the other first.
     """
     if number == 1.0:
         return layer
-    up_is_larger = layer.up.abs().amax() >= layer.down.abs().amax()
-    if bool(up_is_larger) == (abs(number) < 1):
-        return replace(layer, up=_scaled(layer.up, number))
-    return replace(layer, down=_scaled(layer.down, number))
+    up, down = (float(factor.abs().amax()) if factor.numel() else 0.0 for factor in (layer.up, layer.down))
+    if (up >= down) == (abs(number) < 1):
+        share, rest = number, 1.0
+    else:
+        share, rest = 1.0, number
+    movable = number != 0 and 0 < up < inf and 0 < down < inf
+    if movable and not (_keeps(up * share, layer.up.dtype) and _keeps(down * rest, layer.down.dtype)):
+        share = 2.0 ** round(log2(abs(number * down / up)) / 2)
+        rest = number / share
+    return replace(layer, up=_scaled(layer.up, share), down=_scaled(layer.down, rest))
+
+
+def _keeps(peak: float, dtype: torch.dtype) -> bool:
+    """Whether entries up to ``peak`` fit into ``dtype`` with all their digits."""
+    limits = torch.finfo(dtype)
+    return limits.smallest_normal * _DIGITS <= abs(peak) <= limits.max
 
 
 def _scaled(factor: Tensor, number: float) -> Tensor:
-    return (factor.to(torch.float64) * number).to(factor.dtype)
+    return factor if number == 1.0 else (factor.to(torch.float64) * number).to(factor.dtype)
 
 
 def _rows(update: LowRank, piece: Piece) -> LowRank:

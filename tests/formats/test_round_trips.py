@@ -201,3 +201,27 @@ def test_known_names_of_other_tools(base: str) -> None:
             assert name not in names
         else:
             assert names[name].module.pieces[0].path.endswith(ending)
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**12, 1e-3, 0.0, -(2.0**-9)])
+def test_strong_and_weak_scales_fit_into_half_precision(dialect: str, scale: float, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    down = (torch.rand(4, 1280, generator=generator) + 0.5).half() * 0.03
+    up = (torch.rand(1280, 4, generator=generator) + 0.5).half() * 0.01
+    paths = [f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.{name}" for name in ("to_q", "to_k")]
+    layers = {paths[0]: LowRank(down, up, 4 * scale), paths[1]: LowRank(down, up, 4.0)}
+    path = save(Adapter(layers, "sd15", "a"), tmp_path / "a.safetensors", dialect=dialect)
+    for name, layer in load(path).layers.items():
+        expected = layers[name].delta(torch.float64)
+        missed = (layer.delta(torch.float64) - expected).norm()
+        assert missed <= (1e-15 if scale != 1e-3 else 5e-4) * expected.norm(), name
+
+
+def test_alphas_too_far_apart_for_one_stay_as_they_are(tmp_path: Path) -> None:
+    down, up = torch.ones(1, 1280).half(), torch.ones(1280, 1).half()
+    paths = [f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.{name}" for name in ("to_q", "to_k")]
+    layers = {paths[0]: LowRank(down, up, 16.0), paths[1]: LowRank(down, up, 1e-30)}
+    path = save(Adapter(layers, "sd15", "a"), tmp_path / "a.safetensors", dialect="kohya")
+    for name, layer in load(path).layers.items():
+        assert layer.scale == pytest.approx(layers[name].scale, rel=1e-6) and torch.equal(layer.up, up)
