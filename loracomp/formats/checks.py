@@ -15,7 +15,6 @@ from loracomp.formats.native import family
 from loracomp.formats.report import Report, Row
 from loracomp.registry import Registry
 
-CONVERT = "convert it with 'loracomp convert'"
 _NO_ALPHA_TENSORS = ("diffusers", "diffusers-old", "peft", "bare")
 _LOUD = 16.0
 
@@ -46,6 +45,16 @@ def findings(report: Report) -> tuple[Finding, ...]:
     found = [Finding(code, *parts) for code in CHECKS for parts in CHECKS[code](report)]
     order = ("error", "warning", "note")
     return tuple(sorted(found, key=lambda finding: (order.index(finding.level), finding.code)))
+
+
+def converting(options: str = "") -> str:
+    """The advice to convert a file, with options."""
+    return f"convert it with 'loracomp convert{' ' if options else ''}{options}'"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 layer``, ``2 layers``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _some(names: list[str], limit: int = 3) -> str:
@@ -81,8 +90,8 @@ def unmatched(report: Report) -> Iterator[tuple[str, str, str]]:
     for reason, keys in reasons.items():
         yield (
             "error",
-            f"{len(keys)} tensors left out: {reason} ({_some(keys)})",
-            "use the base it was made for",
+            f"{counted(len(keys), 'tensor')} left out: {reason} ({_some(keys)})",
+            "use the base it was made for, or convert it with --allow-partial to drop them",
         )
 
 
@@ -91,7 +100,11 @@ def ignored(report: Report) -> Iterator[tuple[str, str, str]]:
     """Changes of biases and norms that are zero throughout."""
     if report.ignored:
         keys = list(report.ignored)
-        yield "note", f"{len(keys)} tensors without a place are zero ({_some(keys)})", "nothing to do"
+        yield (
+            "note",
+            f"{counted(len(keys), 'tensor')} of zeros without a place ({_some(keys)})",
+            "nothing to do",
+        )
 
 
 @CHECKS.register("damaged", summary="NaN, infinite or otherwise unusable values")
@@ -115,7 +128,11 @@ def outlier(report: Report) -> Iterator[tuple[str, str, str]]:
     """Robust z-score of the log size above 6."""
     if report.outliers:
         worst = [f"{path} (z = {z:+.0f})" for path, z in report.outliers.items()]
-        yield "warning", f"{len(worst)} layers stand out: {_some(worst)}", "look at images before trusting it"
+        yield (
+            "warning",
+            f"{counted(len(worst), 'outlier')} among the layers: {_some(worst)}",
+            "look at images before trusting it",
+        )
 
 
 @CHECKS.register("strength", summary="alphas that are negative, zero or far above the rank")
@@ -123,7 +140,11 @@ def strength(report: Report) -> Iterator[tuple[str, str, str]]:
     """Scales outside (0, 16]."""
     odd = [f"{row.path} (×{row.scale:g})" for row in report.rows if not 0 < row.scale <= _LOUD]
     if odd:
-        yield "warning", f"{len(odd)} layers have an unusual strength: {_some(odd)}", "check alpha and rank"
+        yield (
+            "warning",
+            f"{counted(len(odd), 'layer')} of unusual strength: {_some(odd)}",
+            "check alpha and rank",
+        )
 
 
 @CHECKS.register("header-alpha", summary="strength that only the header states")
@@ -132,8 +153,9 @@ def header_alpha(report: Report) -> Iterator[tuple[str, str, str]]:
     rows = [row for row in report.rows if row.alpha_from == "header" and row.scale != 1.0]
     if rows:
         scale = f"×{rows[0].scale:g}"
-        what = f"{len(rows)} layers have strength {scale} by the header alone; tools that ignore it use ×1"
-        yield "warning", what, f"{CONVERT}, which multiplies it into the weights"
+        layers = counted(len(rows), "layer")
+        what = f"{layers} with strength {scale} by the header alone; tools that ignore it use ×1"
+        yield "warning", what, f"{converting()}, which multiplies it into the weights"
 
 
 @CHECKS.register("no-alpha", summary="files that state no strength at all")
@@ -158,7 +180,7 @@ def mixed_alpha(report: Report) -> Iterator[tuple[str, str, str]]:
             what = (
                 f"{component} has several alphas ({numbers}); diffusers takes wrong ones for attention layers"
             )
-            yield "warning", what, f"{CONVERT}, which makes them one"
+            yield "warning", what, f"{converting()}, which makes them one"
 
 
 @CHECKS.register("diffusers-sd3", summary="kohya files for SD3, which diffusers does not load")
@@ -166,7 +188,7 @@ def kohya_mmdit(report: Report) -> Iterator[tuple[str, str, str]]:
     """diffusers loads nothing of them and calls its warning safe to ignore."""
     if report.dialect == "kohya" and _family(report) == "mmdit":
         what = "diffusers loads nothing of a kohya file for this base and does not say so"
-        yield "warning", what, f"{CONVERT} --dialect diffusers"
+        yield "warning", what, converting("--dialect diffusers")
 
 
 @CHECKS.register("diffusers-flux-outside", summary="FLUX layers outside the blocks in kohya's names")
@@ -178,8 +200,9 @@ def flux_outside(report: Report) -> Iterator[tuple[str, str, str]]:
         row.path for row in report.rows if row.path.startswith("transformer.") and "_blocks." not in row.path
     ]
     if paths:
-        what = f"diffusers drops {len(paths)} layers outside the blocks without a word ({_some(paths)})"
-        yield "warning", what, f"{CONVERT} --dialect diffusers"
+        layers = counted(len(paths), "layer")
+        what = f"diffusers drops {layers} outside the blocks without a word ({_some(paths)})"
+        yield "warning", what, converting("--dialect diffusers")
 
 
 @CHECKS.register("diffusers-text-encoder", summary="text encoders that diffusers misreads or refuses")
@@ -195,15 +218,15 @@ def text_encoders(report: Report) -> Iterator[tuple[str, str, str]]:
             continue
         if report.dialect == "kohya" and projected:
             how = (
-                f"drops its {len(projected)} attention layers without an error"
+                f"drops its {counted(len(projected), 'attention layer')} without an error"
                 if rest
                 else "refuses the file"
             )
             what = f"{component} has q, k, v and no out_proj: diffusers {how}"
-            yield "warning", what, f"{CONVERT} --dialect diffusers for use there"
+            yield "warning", what, f"{converting('--dialect diffusers')} for use there"
         elif report.dialect == "diffusers" and rest and not projected:
             what = f"{component} has no attention layer: diffusers refuses the file"
-            yield "warning", what, f"{CONVERT} --dialect diffusers-old for use there"
+            yield "warning", what, f"{converting('--dialect diffusers-old')} for use there"
 
 
 @CHECKS.register("diffusers-algebra", summary="LoHa, LoKr and full differences, which diffusers refuses")
@@ -211,15 +234,20 @@ def foreign_algebra(report: Report) -> Iterator[tuple[str, str, str]]:
     """A ValueError about renaming."""
     if rows := _of(report, "loha", "lokr", "diff"):
         kinds = ", ".join(sorted({row.algebra for row in rows}))
-        yield "warning", f"diffusers refuses the {kinds} of {len(rows)} layers", f"{CONVERT} into plain LoRA"
+        yield (
+            "warning",
+            f"diffusers refuses the {kinds} of {counted(len(rows), 'layer')}",
+            f"{converting()} into plain LoRA",
+        )
 
 
 @CHECKS.register("diffusers-dora", summary="DoRA magnitudes, which diffusers drops from kohya files")
 def dora(report: Report) -> Iterator[tuple[str, str, str]]:
     """Then it is another LoRA, with a warning that does not say so."""
     if rows := _of(report, "dora"):
-        what = f"{len(rows)} layers are DoRA; diffusers drops the magnitudes of kohya files without an error"
-        yield "warning", what, f"{CONVERT}, giving the base's weights"
+        layers = counted(len(rows), "layer")
+        what = f"{layers} of DoRA; diffusers drops the magnitudes of kohya files without an error"
+        yield "warning", what, converting("--base-folder FOLDER")
 
 
 @CHECKS.register(
@@ -229,4 +257,4 @@ def invokeai(report: Report) -> Iterator[tuple[str, str, str]]:
     """Its probe knows kohya's prefixes only, and A1111 knows no other either."""
     row = BASES.get(report.base)
     if row is not None and row.dialect == "kohya" and report.dialect in _NO_ALPHA_TENSORS:
-        yield "note", "A1111, Forge and InvokeAI do not read this dialect", f"{CONVERT} --dialect kohya"
+        yield "note", "A1111, Forge and InvokeAI do not read this dialect", converting("--dialect kohya")

@@ -19,7 +19,7 @@ import torch
 
 import loracomp.formats.header_checks  # noqa: F401 — registers its checks
 from loracomp.errors import FormatError, LoracompError, ResourceError
-from loracomp.formats.checks import Finding, findings
+from loracomp.formats.checks import Finding, counted, findings
 from loracomp.formats.gate import DEFAULT_LIMITS, Limits, printable
 from loracomp.formats.intruders import intruders
 from loracomp.formats.matching import match
@@ -240,13 +240,15 @@ def _intruders(source: Source, report: Report, weights: Weights) -> Iterator[Fin
     if counts:
         some = ", ".join(sorted(counts, key=lambda path: -counts[path])[:3])
         total = sum(counts.values())
-        what = f"{total} intruder dimensions in {len(counts)} layers ({some}); largest spike ×{worst:.2g}"
+        where = f"{counted(len(counts), 'layer')} ({some})"
+        what = f"{counted(total, 'intruder dimension')} in {where}; largest spike ×{worst:.2g}"
         yield Finding("intruders", "note", what, f"try it at a weight of {min(1.0, 1 / worst):.2g}")
 
 
 def duplicates(diagnoses: Iterable[Diagnosis]) -> tuple[tuple[str, ...], ...]:
-    """Groups of files that hold the same update, in whatever dialect, gauge or dtype."""
-    known = [(d.file, d.report.fingerprint) for d in diagnoses if d.report is not None]
+    """Groups of undamaged files that hold the same update, in whatever dialect, gauge or dtype."""
+    whole = [(d.file, d.report) for d in diagnoses if d.report is not None]
+    known = [(file, report.fingerprint) for file, report in whole if not report.damaged]
     known = sorted((item for item in known if size(item[1]) > 0), key=lambda item: size(item[1]))
     groups: list[tuple[list[str], tuple[float, ...]]] = []
     for file, print_ in known:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from loracomp.bases import BASES
-from loracomp.formats.checks import CHECKS, CONVERT
+from loracomp.formats.checks import CHECKS, converting
 from loracomp.formats.gate import printable
 from loracomp.formats.report import Report
 from loracomp.formats.thumbnail import KEY, decoded
@@ -28,7 +28,7 @@ def stated_hash(report: Report) -> Iterator[tuple[str, str, str]]:
         stated = report.metadata.get(key, "").lower().removeprefix("0x")
         if stated and stated != report.hashes["sshs_model_hash"]:
             what = f"the header's {key} is not the hash of the tensors: they were changed, or it was copied"
-            yield "warning", what, f"{CONVERT}, which writes the right one"
+            yield "warning", what, f"{converting()}, which writes the right one"
 
 
 @CHECKS.register("claims", summary="a header that names another base than the tensors fit")
@@ -37,12 +37,14 @@ def claims(report: Report) -> Iterator[tuple[str, str, str]]:
     row = BASES.get(report.base)
     if row is None:
         return
-    architecture = report.metadata.get("modelspec.architecture", "")
-    known = {other.architecture: name for name, other in BASES.items()}
-    claimed = known.get(architecture.removesuffix("/lora"), "")
-    if claimed and claimed != report.base and report.confidence > 0.5:
-        what = f"the header says it is for {claimed}, the tensors fit {report.base}"
-        yield "warning", what, f"{CONVERT}, which states the base that fits"
+    stated = report.metadata.get("modelspec.architecture", "").removesuffix("/lora")
+    version = report.metadata.get("ss_base_model_version", "")
+    others = {name for name, other in BASES.items() if stated == other.architecture}
+    others |= {name for name, other in BASES.items() if version == other.kohya_version}
+    claimed = sorted(others - {report.base})
+    if claimed and report.confidence > 0.5:
+        what = f"the header says it is for {' and '.join(claimed)}, the tensors fit {report.base}"
+        yield "warning", what, f"{converting()}, which states the base that fits"
 
 
 @CHECKS.register("rank", summary="a rank in the header that no layer has")
@@ -52,7 +54,11 @@ def rank(report: Report) -> Iterator[tuple[str, str, str]]:
     ranks = {row.rank for row in report.rows}
     plain = all(row.algebra == "lora" for row in report.rows)
     if stated.isdigit() and plain and report.rows and int(stated[:9]) not in ranks:
-        yield "note", f"the header says rank {printable(stated)}, the layers have {sorted(ranks)}", CONVERT
+        yield (
+            "note",
+            f"the header says rank {printable(stated)}, the layers have {sorted(ranks)}",
+            converting(),
+        )
 
 
 @CHECKS.register("metadata", summary="header entries that are missing or cannot be read")
@@ -60,7 +66,7 @@ def metadata(report: Report) -> Iterator[tuple[str, str, str]]:
     """Entries that ModelSpec requires, and JSON texts that are none."""
     missing = [key for key in _MUST if f"modelspec.{key}" not in report.metadata]
     if missing:
-        yield "note", f"the header lacks modelspec.{', '.join(missing)}", f"{CONVERT}, which writes them"
+        yield "note", f"the header lacks modelspec.{', '.join(missing)}", f"{converting()}, which writes them"
     for key in _JSON_KEYS:
         try:
             json.loads(report.metadata.get(key, "{}"))
@@ -75,7 +81,7 @@ def picture(report: Report) -> Iterator[tuple[str, str, str]]:
         try:
             decoded(report.metadata[KEY])
         except ValueError as error:
-            yield "warning", f"the thumbnail {error}", f"{CONVERT} --thumbnail, which replaces it"
+            yield "warning", f"the thumbnail {error}", converting("--thumbnail PICTURE")
 
 
 @CHECKS.register("licence", summary="no licence in the header")

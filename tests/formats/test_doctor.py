@@ -115,6 +115,7 @@ def test_header_problems(tmp_path: Path) -> None:
     for change, code in (
         ({"sshs_model_hash": "0" * 64}, "hash"),
         ({"modelspec.architecture": "flux-1-dev/lora"}, "claims"),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, "claims"),
         ({"modelspec.title": ""}, "metadata"),
         ({"ss_tag_frequency": "{"}, "metadata"),
         ({"ss_network_dim": "64"}, "rank"),
@@ -150,6 +151,10 @@ def test_duplicates_in_another_dialect_gauge_or_dtype(tmp_path: Path) -> None:
         save(padded, tmp_path / "e.safetensors"),
     ]
     save(original.scaled(1.1), tmp_path / "x.safetensors")
+    tensors = load_file(same[0])
+    key = next(key for key in tensors if key.endswith("up.weight"))
+    for name in ("nan1", "nan2"):
+        save_file(tensors | {key: tensors[key] * torch.nan}, tmp_path / f"{name}.safetensors")
     save(adapter("sd15", seed=1), tmp_path / "y.safetensors")
     checkup = doctor([tmp_path])
     assert checkup.duplicates == (tuple(map(str, same)),)

@@ -58,7 +58,7 @@ def test_a_folder_is_told_in_a_line_for_each_file_and_a_summary(folder: Path) ->
     lines = done.stdout.splitlines()
     files = [line for line in lines if line[:1] in "✓!✗"]
     assert len(files) == 9 and sum(line.startswith("✓") for line in files) == 7
-    assert any("error: 1 tensors left out: no such module in sd15 (lora_unet_x.alpha)" in x for x in lines)
+    assert any("error: 1 tensor left out: no such module in sd15 (lora_unet_x.alpha)" in x for x in lines)
     assert any(re.fullmatch(r"✗ .*pickle\.safetensors: is a pickle checkpoint.*", line) for line in files)
     same = [line for line in lines if line.startswith("the same adapter: ")]
     assert [[Path(f).name for f in line.split(": ")[1].split(", ")] for line in same] == [
