@@ -42,6 +42,8 @@ test: lint unit
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.stacked
 	$(BIN)/python -m benchmarks.doctor
+	$(BIN)/python -m benchmarks.merge
+	$(BIN)/python -m benchmarks.accelerator
 
 assets: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[glyph]"

@@ -45,7 +45,10 @@ def compose(
     seeds: Annotated[int, typer.Option(min=1, max=64, help="Pictures per cell and row.")] = 2,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="NAME or NAME:OPTION=VALUE; repeatable; all by default."),
+        typer.Option(
+            "--method",
+            help="NAME[:OPTION=VALUE,…], file-NAME for a merge of files; repeatable; all live by default.",
+        ),
     ] = None,
     accelerator: Annotated[
         str | None,
@@ -71,16 +74,17 @@ def compose(
 ) -> None:
     """Compose unseen subjects with unseen styles by every method, and score them."""
     from loracomp.evaluation.artwork import read_names
-    from loracomp.evaluation.bench import Plan, program
+    from loracomp.evaluation.bench import Plan
     from loracomp.evaluation.ledger import Ledger
     from loracomp.evaluation.roster import read_roster
+    from loracomp.evaluation.ways import way
     from loracomp.fusion import METHODS
     from loracomp.library import SHIPPED, open_accelerator
 
     names = read_names()
     roster = read_roster(adapters or SHIPPED, names)
     for name in method or ():
-        program(name)
+        way(name)
     methods = tuple(method or METHODS)
     if not all(1 <= count <= 1000 for count in steps or ()):
         raise UsageError("--steps is outside 1 … 1000")

@@ -6,13 +6,11 @@ composition method with all of them; prompt and seeds are the same in all rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loracomp.adapter import Adapter
-from loracomp.errors import UsageError
 from loracomp.evaluation.artwork import Artwork
 from loracomp.evaluation.cells import Cell, prompt
 from loracomp.evaluation.judge import Judge
@@ -21,7 +19,7 @@ from loracomp.evaluation.meter import Cost, measured
 from loracomp.evaluation.pixels import as_images, as_tensor
 from loracomp.evaluation.roster import Roster
 from loracomp.evaluation.scores import score
-from loracomp.fusion import METHODS, Program
+from loracomp.evaluation.ways import way
 from loracomp.pipeline import compose
 
 if TYPE_CHECKING:
@@ -37,8 +35,8 @@ class Row:
 
     Attributes:
         name: What tables call it.
-        method: Composition method, with options as in :func:`program`; empty for the artist and the base
-            alone.
+        method: Way to compose, as :func:`loracomp.evaluation.ways.way` reads it; empty for the artist and the
+            base alone.
         parts: Which of the cell's adapters it uses, by position.
     """
 
@@ -161,35 +159,14 @@ def painter(
     def paint(
         text: str, adapters: Sequence[Adapter], method: str, weight: float, steps: int, count: int
     ) -> tuple[list[Image], Cost]:
-        weights, chosen = [weight] * len(adapters) + [1.0] * len(fast), program(method)
-        everyone = [*adapters, *fast]
+        chosen = way(method)
+        used, weights = chosen.prepare(adapters, [weight] * len(adapters))
+        everyone, weights = [*used, *fast], [*weights, *[1.0] * len(fast)]
         with measured(device) as cost:
             images = compose(
-                pipe, text, everyone, chosen, weights, batch=count, num_inference_steps=steps, **settings
-            )
+                pipe, text, everyone, chosen.program, weights, batch=count, num_inference_steps=steps,
+                **settings,
+            )  # fmt: skip
         return images, cost
 
     return paint
-
-
-def program(method: str) -> Program:
-    """The program behind ``METHOD`` or ``METHOD:OPTION=VALUE,…``, its weights still open.
-
-    Raises:
-        UnknownNameError: No such method.
-        UsageError: Options that are not of this form, or that the method does not take.
-    """
-    name, _, text = method.partition(":")
-    METHODS.entry(name)
-    options = {}
-    for pair in text.split(",") if text else ():
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise UsageError(f"--method {method}: write NAME:OPTION=VALUE, for example switch:period=0.1")
-        try:
-            options[key.strip()] = json.loads(value)
-        except ValueError:
-            options[key.strip()] = value
-    found = Program(name, (1.0, 1.0), options)
-    found.table(4)
-    return replace(found, weights=())

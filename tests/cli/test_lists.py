@@ -13,6 +13,7 @@ import torch
 
 from loracomp.bases import BASES
 from loracomp.fusion import METHODS
+from loracomp.fusion.offline import MERGES
 
 Run = Callable[..., Any]
 
@@ -38,6 +39,12 @@ def test_lists_name_everything(loracomp: Run, arguments: list[str]) -> None:
     rows = next(iter(data.json.values()))
     assert [row["name"] for row in rows] == (sorted(known) if arguments[0] == "adapters" else list(known))
     assert all(name in text.out for name in known)
+
+
+def test_merge_methods_are_listed_beside(loracomp: Run) -> None:
+    rows = loracomp("methods", "--json").json["merges"]
+    assert [row["name"] for row in rows] == list(MERGES)
+    assert {"density"} <= set(next(row for row in rows if row["name"] == "ties")["options"])
 
 
 @pytest.mark.parametrize("name", BASES)

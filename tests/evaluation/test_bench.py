@@ -15,8 +15,8 @@ from PIL import Image
 from tiny import random_adapter, shapes_of, tiny_pipeline
 
 from loracomp.adapter import Acceleration, Adapter
-from loracomp.errors import UnknownNameError, UsageError
-from loracomp.evaluation.bench import ARTIST, NO_LORA, Plan, painter, program, rows, run
+from loracomp.errors import UsageError
+from loracomp.evaluation.bench import ARTIST, NO_LORA, Plan, painter, rows, run
 from loracomp.evaluation.cells import PROTOCOLS, Cell, choose, prompt
 from loracomp.evaluation.ledger import Ledger, Record
 from loracomp.evaluation.meter import Cost, measured
@@ -25,7 +25,7 @@ from loracomp.evaluation.report import from_json, sections, to_json
 from loracomp.evaluation.roster import Part
 from loracomp.evaluation.scores import SCORES, diversity, score
 from loracomp.evaluation.table import markdown, sheet
-from loracomp.fusion import METHODS, Program
+from loracomp.fusion import METHODS
 
 ROSTER = everything()
 SETTINGS = {"base": "world", "seeds": 2}
@@ -284,16 +284,6 @@ def test_an_accelerator_is_on_in_every_row(tmp_path: Path) -> None:
     for folded, accelerated, plain in zip(pictures(None), ours, without, strict=True):
         assert float((folded - accelerated).abs().max()) <= 2 / 255
         assert float((folded - plain).abs().max()) > 4 / 255
-
-
-def test_methods_may_have_options() -> None:
-    assert program("merge") == Program("merge")
-    assert program("switch:period=0.1") == Program("switch", (), {"period": 0.1})
-    for wrong in ("switch:period", "switch:periods=1", "switch:period=2"):
-        with pytest.raises(UsageError):
-            program(wrong)
-    with pytest.raises(UnknownNameError):
-        program("swich")
 
 
 def test_the_meter_sees_memory_that_was_given_back() -> None:
