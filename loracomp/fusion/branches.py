@@ -7,7 +7,7 @@ branch stand together, in the order of the pipeline's own batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Rows:
     Attributes:
         rows: The rows, in the order of the batch.
         batch: Rows that the pipeline itself sends.
+        images: Images among them, each once per half.
         shared: Whether one row of gates serves the whole batch as it is.
         gates: Strengths, shape (steps, rows or 1, adapters).
         mix: Share of each row in the pipeline's row that it serves, shape (steps, rows).
@@ -44,6 +45,7 @@ class Rows:
 
     rows: tuple[Row, ...]
     batch: int
+    images: int
     shared: bool
     gates: Tensor
     mix: Tensor
@@ -53,6 +55,11 @@ class Rows:
     def sources(self) -> Tensor:
         """The pipeline's row behind each row, shape (rows,)."""
         return torch.tensor([row.source for row in self.rows])
+
+    @property
+    def pictures(self) -> Tensor:
+        """The image of each row, shape (rows,)."""
+        return self.sources % self.images
 
     @property
     def programs(self) -> Tensor:
@@ -97,9 +104,16 @@ def arrange(tables: Sequence[GateTable], batch: int, halves: Sequence[str]) -> R
     shared = len(used) == 1
     gates = [view.gates[:, row.branch] for row, view in zip(rows, views, strict=True)]
     mix = torch.stack([view.mix[:, row.branch] for row, view in zip(rows, views, strict=True)], dim=1)
-    return Rows(
-        rows, batch, shared, torch.stack(gates[:1] if shared else gates, dim=1), mix, _refresh(rows, views)
-    )
+    kept = torch.stack(gates[:1] if shared else gates, dim=1)
+    return Rows(rows, batch, images, shared, kept, mix, _refresh(rows, views))
+
+
+def silenced(rows: Rows, presence: Tensor) -> Rows:
+    """The rows with the gates of adapters at 0 that have no place, by (images or 1, adapters)."""
+    if len(presence) == 1:
+        return replace(rows, gates=rows.gates * presence)
+    gates = rows.gates.expand(-1, len(rows.rows), -1) * presence[rows.pictures]
+    return replace(rows, gates=gates, shared=False)
 
 
 def _refresh(rows: Sequence[Row], views: Sequence[GateTable]) -> Tensor | None:

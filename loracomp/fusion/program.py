@@ -70,6 +70,7 @@ class Profile:
         unconditional: Factor in the unconditional half of guidance.
         text: Factor in the text encoders.
         ranks: Use only so many leading ranks; 0 for all.
+        box: Where in the image it acts, (left, top, right, bottom) as shares of width and height.
     """
 
     curve: Curve | None = None
@@ -77,12 +78,14 @@ class Profile:
     unconditional: float = 1.0
     text: float = 1.0
     ranks: int = 0
+    box: tuple[float, float, float, float] | None = None
 
     def to_parts(self) -> dict[str, Any]:
         """Plain data for JSON, without what is at its default."""
         parts = {"blocks": dict(self.blocks), "unconditional": self.unconditional, "text": self.text}
         parts |= {"ranks": self.ranks, "curve": self.curve.to_parts() if self.curve else None}
-        default = {"blocks": {}, "unconditional": 1.0, "text": 1.0, "ranks": 0, "curve": None}
+        parts |= {"box": list(self.box) if self.box else None}
+        default = {"blocks": {}, "unconditional": 1.0, "text": 1.0, "ranks": 0, "curve": None, "box": None}
         return {name: value for name, value in parts.items() if value != default[name]}
 
     @classmethod
@@ -91,7 +94,10 @@ class Profile:
         curve = Curve.from_parts(parts["curve"]) if parts.get("curve") else None
         blocks = {str(name): float(value) for name, value in parts.get("blocks", {}).items()}
         unconditional, text = float(parts.get("unconditional", 1)), float(parts.get("text", 1))
-        return cls(curve, blocks, unconditional, text, int(parts.get("ranks", 0)))
+        box = tuple(map(float, parts["box"])) if parts.get("box") else None
+        if box is not None and len(box) != 4:
+            raise ValueError(f"a box of {len(box)} numbers")
+        return cls(curve, blocks, unconditional, text, int(parts.get("ranks", 0)), box)
 
 
 @dataclass(frozen=True)

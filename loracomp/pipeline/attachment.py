@@ -13,8 +13,10 @@ from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
 from loracomp.fusion import blocks, seat
 from loracomp.fusion.adoption import Adopted, adopt
-from loracomp.fusion.hook import GateHook, Run
+from loracomp.fusion.hook import GateHook
 from loracomp.fusion.program import Profile, Program
+from loracomp.fusion.regions import Masks, checked
+from loracomp.fusion.score import Run
 from loracomp.fusion.stacked import StackedUpdate
 from loracomp.pipeline.layers import (
     Places,
@@ -81,6 +83,7 @@ class Attachment:
         adapters: Sequence[Adapter],
         program: Programs | None = None,
         weights: Sequence[float] | None = None,
+        masks: Masks = (),
     ) -> None:
         """Replaces the adapters, adopted ones too, in the tensors that are there; compiled code stays valid.
 
@@ -88,12 +91,14 @@ class Attachment:
             adapters: The new adapters; their number may differ.
             program: See :func:`attach`; by default the present method with its options.
             weights: One strength per adapter; 1.0 each by default.
+            masks: Where each adapter acts; empty for everywhere.
 
         Raises:
             UsageError: They need more room than was reserved; nothing is changed.
             BaseMismatchError: They are for another base; nothing is changed.
         """
         chosen = _complete(program or replace(self.program, weights=(), always=()), weights, adapters)
+        where = checked(masks, len(adapters)) if masks else ()
         places = places_of(self.pipe, adapters)
         for path, (_, layers) in places.items():
             room = self.updates[path][1].capacity if path in self.updates else 0
@@ -105,7 +110,13 @@ class Attachment:
         for path, (module, update) in self.updates.items():
             update.write(places.get(path, (module, []))[1])
         self.adapters = tuple(adapters)
+        self.hook.scores.masks = where
         self.set_program(chosen)
+
+    def set_masks(self, masks: Masks) -> None:
+        """Replaces where each adapter acts, one mask or None per adapter; empty for everywhere."""
+        self.hook.scores.masks = checked(masks, len(self.adapters)) if masks else ()
+        self.hook.scores.forget()
 
     def __enter__(self) -> Attachment:
         return self
@@ -120,6 +131,7 @@ def attach(
     program: Programs = "merge",
     weights: Sequence[float] | None = None,
     *,
+    masks: Masks = (),
     capacity: Capacity | None = None,
     chunk: int = 0,
     compile: bool | Mapping[str, Any] = False,
@@ -137,6 +149,8 @@ def attach(
         program: A program, the name of a method, or one program per image of a batch.
         weights: One strength per adapter; 1.0 each by default. Where loaded ones are taken over they may
             be left out: they keep their strengths.
+        masks: Where each adapter acts (:mod:`loracomp.fusion.regions`): per adapter a tensor (height,
+            width) or (images, height, width) in [0, 1], of any size; None for everywhere.
         capacity: Room for adapters that :meth:`Attachment.swap` brings later.
         chunk: Most predictions to compute at once, where memory is short; 0 for no limit.
         compile: Compile the denoiser, inside the hook that sets the gates; a mapping holds options of
@@ -144,13 +158,14 @@ def attach(
 
     Raises:
         BaseMismatchError: A layer of an adapter is not in the pipeline, or of another shape.
-        UsageError: No adapters, or not one weight per adapter, or a block that does not exist.
+        UsageError: No adapters, not one weight or mask per adapter, or a block that does not exist.
         UnknownNameError: No such method.
     """
     detach(pipe)
     adopted = adopt(dict([denoiser_of(pipe), *text_encoders_of(pipe).items()]), base_of(pipe))
     chosen = _complete(program, weights, adapters, adopted)
     adapters = (*adopted.adapters, *adapters)
+    where = checked([None] * len(adopted.adapters) + list(masks), len(adapters)) if masks else ()
     places = _reserved(pipe, places_of(pipe, adapters), capacity or Capacity())
     _check_blocks(chosen, places)
     updates = _build(pipe, places, (capacity or Capacity()).rank)
@@ -159,7 +174,7 @@ def attach(
         by_component.setdefault(path.split(".", 1)[0], {})[path] = update
     name, denoiser = denoiser_of(pipe)
     run = Run(lambda: pipe.scheduler, lambda: bool(getattr(pipe, "do_classifier_free_guidance", False)))
-    hook = GateHook(by_component.pop(name, {}), chosen, run, chunk)
+    hook = GateHook(by_component.pop(name, {}), chosen, run, chunk, where)
     hook.prompts = Prompts(pipe, by_component)
     seat.install(denoiser, hook)
     if compile:

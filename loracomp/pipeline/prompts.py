@@ -135,7 +135,7 @@ class Prompts:
             return first
         return torch.stack([values[reading][image] for image, reading in enumerate(chosen)])
 
-    def rows(self, rows: Rows, images: int) -> dict[str, Tensor]:
+    def rows(self, rows: Rows) -> dict[str, Tensor]:
         """Text states and pooled states by row, where one image's rows read differently; else nothing."""
         readings = [self._reading_of(row) for row in rows.rows]
         first = {row.source: self._readings.get((row.program, row.half, 0)) for row in rows.rows}
@@ -145,7 +145,7 @@ class Prompts:
         for row, reading in zip(rows.rows, readings, strict=True):
             texts = self._texts[row.half][reading] if reading is not None else []
             for role, text in zip(("states", "pooled"), texts, strict=False):
-                found.setdefault(role, []).append(text[row.source % images])
+                found.setdefault(role, []).append(text[row.source % rows.images])
         return {role: torch.stack(texts) for role, texts in found.items()}
 
     def _reading_of(self, row: Row) -> Reading | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from predictions import relative
 from tiny import layer_table, random_adapter, run, tiny_pipeline
 from torch import Tensor, nn
 
@@ -18,10 +19,6 @@ from loracomp.pipeline import attach, denoiser_of, detach, layers_of
 SUFFIXES = ("to_q", "to_v", "ff.net.2", "q_proj")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-
-
-def relative(value: Tensor, reference: Tensor) -> float:
-    return float((value - reference).norm() / reference.norm())
 
 
 def adapters(pipe: Any, count: int = 2) -> list[Adapter]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from predictions import Predictions, images, relative
 from tiny import layer_table, random_adapter, run, tiny_pipeline
 from torch import Tensor
 
@@ -23,46 +24,9 @@ from loracomp.pipeline import attach, denoiser_of
 SUFFIXES = ("to_q", "to_v", "ff.net.2", "proj_in", "q_proj", "fc1")
 
 
-def relative(value: Tensor, reference: Tensor) -> float:
-    return float((value - reference).norm() / reference.norm())
-
-
 def adapters(pipe: Any, count: int = 2, suffixes: tuple[str, ...] = SUFFIXES) -> list[Adapter]:
     shapes = layer_table(pipe)
     return [random_adapter(shapes, suffixes, rank=2 + n, seed=n, name=f"a{n}") for n in range(count)]
-
-
-def images(pipe: Any, prompts: list[str], seeds: list[int], **options: Any) -> Tensor:
-    """Latents of a batch, image i from its own seed."""
-    settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 32, "width": 32}
-    if denoiser_of(pipe)[0] == "transformer":
-        settings["max_sequence_length"] = 16
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    with torch.no_grad():
-        out = pipe(prompts, generator=generators, output_type="latent", **(settings | options))
-    return out.images.float()
-
-
-class Predictions(list[Tensor]):
-    """What the denoiser hands to the pipeline."""
-
-    def __init__(self, pipe: Any) -> None:
-        super().__init__()
-        self.model = denoiser_of(pipe)[1]
-
-    def __enter__(self) -> Predictions:
-        self.inner = self.model.forward
-
-        def spy(*args: Any, **kwargs: Any) -> Any:
-            output = self.inner(*args, **kwargs)
-            self.append(output[0].clone())
-            return output
-
-        self.model.forward = spy
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.model.forward = self.inner
 
 
 def prediction(

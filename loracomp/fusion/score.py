@@ -1,0 +1,156 @@
+"""Programs laid out for a run: rows of the batch, their gates on the device, their mixing and regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from loracomp.errors import UsageError
+from loracomp.fusion import branches, regions
+from loracomp.fusion.branches import Rows
+from loracomp.fusion.gates import GateBank
+from loracomp.fusion.program import Program
+from loracomp.fusion.regions import Masks, Regions
+from loracomp.fusion.stacked import StackedUpdate
+from loracomp.fusion.steps import sigmas_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a pipeline tells about the run at hand.
+
+    Attributes:
+        scheduler: The scheduler that it uses now.
+        guided: Whether its batch is the unconditional half followed by the conditional one.
+    """
+
+    scheduler: Callable[[], Any]
+    guided: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a denoiser as the pipeline makes it.
+
+    Attributes:
+        module: The denoiser.
+        sample: The noisy latent.
+        arguments: Its keyword arguments.
+        halves: Which halves of guidance its batch holds.
+    """
+
+    module: nn.Module
+    sample: Tensor
+    arguments: Mapping[str, Any]
+    halves: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Calls of one run with equal keys have the same score."""
+        return (tuple(self.sample.shape), self.sample.device, self.halves)
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What all calls of a run with one key have in common, on the device where it has to be.
+
+    Attributes:
+        rows: The rows.
+        columns: Gates as :meth:`GateBank.write` takes them, shape (steps, rows or 1, columns).
+        host: The same on the CPU.
+        program: The program of each row of gates.
+        index: The pipeline's row behind each row; None where the batch stays as it is.
+        mixing: Matrices from rows to the pipeline's rows, shape (steps, batch, rows), or None.
+        regions: Gates per token, or None.
+    """
+
+    rows: Rows
+    columns: Tensor
+    host: Tensor
+    program: Tensor
+    index: Tensor | None
+    mixing: Tensor | None
+    regions: Regions | None
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self.rows.rows)
+
+
+class Scores:
+    """The programs of an attachment, laid out once per run and kind of call.
+
+    Args:
+        updates: The denoiser's stacked layers by path; may be empty.
+        run: What the pipeline tells about its run.
+        masks: Where each adapter acts; empty for everywhere.
+    """
+
+    def __init__(self, updates: Mapping[str, StackedUpdate], run: Run, masks: Masks = ()) -> None:
+        self.updates = updates
+        self.run = run
+        self.masks = masks
+        self.bank = GateBank(updates) if updates else None
+        self._known: dict[tuple[Any, ...], Score] = {}
+
+    def set_programs(self, programs: Sequence[Program]) -> None:
+        """Replaces the programs."""
+        self.programs = tuple(programs)
+        self._arranged = False
+        self.forget()
+
+    def forget(self) -> None:
+        """A new run begins."""
+        self._known.clear()
+
+    def at(self, call: Call) -> Score:
+        """The score of a call.
+
+        Raises:
+            UsageError: Not one program, nor one per image.
+        """
+        if call.key not in self._known:
+            self._known[call.key] = self._compose(call)
+        return self._known[call.key]
+
+    def _compose(self, call: Call) -> Score:
+        batch, device = len(call.sample), call.sample.device
+        if batch // len(call.halves) != len(self.programs) != 1:
+            raise UsageError(
+                f"{len(self.programs)} programs for a batch of {batch // len(call.halves)} images; "
+                "give one program, or one per image"
+            )
+        scheduler = self.run.scheduler()
+        count, sigmas = len(scheduler.timesteps), sigmas_of(scheduler)
+        tables = [program.table(count, sigmas) for program in self.programs]
+        if self.bank is not None and not self._arranged:
+            self.bank.arrange(tables, tables[0].gates.shape[2])
+            self._arranged = True
+        rows = branches.arrange(tables, batch, call.halves)
+        rows, placed = self._placed(rows, call)
+        host = self.bank.columns(rows.gates, rows.programs) if self.bank is not None else rows.gates
+        return Score(
+            rows,
+            host.to(device),
+            host,
+            rows.programs.to(device),
+            None if rows.single else rows.sources.to(device),
+            None if rows.single else rows.mixing().to(device),
+            placed,
+        )
+
+    def _placed(self, rows: Rows, call: Call) -> tuple[Rows, Regions | None]:
+        """The rows without adapters that have no place, and the regions of the others."""
+        masks = regions.of_programs(self.programs, self.masks)
+        if all(mask is None for mask in masks):
+            for update in self.updates.values():
+                update.regions = None
+            return rows, None
+        layout = regions.grids(call.module, call.sample, call.arguments)
+        return branches.silenced(rows, regions.presence(masks)), regions.lay(
+            self.updates, masks, layout, rows.pictures, call.sample.device
+        )
