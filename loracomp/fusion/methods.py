@@ -6,6 +6,9 @@ branch costs one denoiser pass a step; with n branches, one pass over a batch n 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -52,12 +55,44 @@ def switch(weights: Tensor, steps: int, *, period: float = 0.05) -> GateTable:
 
 
 @METHODS.register("composite", summary="one prediction per adapter, averaged", paper="2402.16843")
-def composite(weights: Tensor, steps: int) -> GateTable:
+def composite(
+    weights: Tensor,
+    steps: int,
+    *,
+    shares: Sequence[float] | Sequence[Sequence[float]] = (),
+    unconditional: str = "each",
+) -> GateTable:
     """The mean over adapters of the predictions that each makes alone, computed as one batch.
 
     Averaging before or after classifier-free guidance is the same, since guidance is linear.
 
+    Args:
+        weights: Shape (adapters,).
+        steps: Number of denoising steps.
+        shares: Share of each adapter's prediction, normalised to sum 1: one number per adapter, or a list of
+            such rows that divide the run evenly. All alike by default.
+        unconditional: ``each`` predicts the unconditional half with every adapter too, as the paper does;
+            ``base`` predicts it once, without adapters, for n + 1 instead of 2 n predictions.
+
+    Raises:
+        UsageError: Shares that are not one per adapter, or do not have a positive sum; another word.
+
     Reference: Multi-LoRA Composition, Zhong et al. 2024, arXiv:2402.16843, §3.2 (LoRA Composite).
     """
-    count = len(weights)
-    return GateTable(torch.diag(weights).expand(steps, -1, -1).clone(), torch.full((steps, count), 1 / count))
+    if unconditional not in ("each", "base"):
+        raise UsageError(f"unconditional {unconditional!r}; there are each and base")
+    gates = torch.diag(weights).expand(steps, -1, -1).clone()
+    table = GateTable(gates, _shares(shares, len(weights), steps))
+    if unconditional == "each":
+        return table
+    return replace(table, unconditional=GateTable(torch.zeros(steps, 1, len(weights)), torch.ones(steps, 1)))
+
+
+def _shares(shares: Sequence[float] | Sequence[Sequence[float]], count: int, steps: int) -> Tensor:
+    """Mixing weights (steps, count), rows sum to 1."""
+    rows = torch.tensor(shares or [1.0] * count, dtype=torch.float32)
+    rows = rows[None] if rows.ndim == 1 else rows
+    if rows.ndim != 2 or rows.shape[1] != count or not bool((rows.sum(1) > 0).all()):
+        raise UsageError(f"shares {shares} for {count} adapters; give one per adapter, with a positive sum")
+    place = torch.arange(steps) * len(rows) // steps
+    return (rows / rows.sum(1, keepdim=True))[place]
