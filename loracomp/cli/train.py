@@ -15,7 +15,7 @@ from loracomp.cli.screen import Json, emit_json
 
 if TYPE_CHECKING:
     from loracomp.training.loop import Report
-    from loracomp.training.session import Trained
+    from loracomp.training.result import Trained
     from loracomp.training.survey import Survey
 
 app = typer.Typer(help="Train an adapter on a folder of captioned pictures.", no_args_is_help=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from loracomp.errors import UsageError
 from loracomp.training import losses
-from loracomp.training.objective import Objective
-from loracomp.training.order import Draw
+from loracomp.training.objective import Batch, Objective
 from loracomp.training.paths import Arc, Line, Path, guided, segments
 from loracomp.training.wiring import States
 
@@ -57,28 +56,25 @@ class Distillation(Objective):
             final = float(getattr(self.pipe.scheduler, "final_alpha_cumprod", 1.0))
             self.path = Arc.of(self.alphas, final, self.prediction)
 
-    def loss(self, draw: Draw) -> Tensor:
-        """See :meth:`Objective.loss`."""
-        clean = self.latents[draw.pictures.to(self.device), draw.mirrored.long().to(self.device)]
-        noise = draw.noise.to(self.device)
-        now, then = segments(
-            draw.level.to(self.device), *self.student_steps, first=draw.terminal.to(self.device)
-        )
+    def errors(self, batch: Batch) -> Tensor:
+        """See :meth:`Objective.errors`."""
+        clean, noise = batch.clean, batch.noise
+        now, then = segments(batch.level, *self.student_steps, first=batch.terminal)
         # Runs begin with pure noise, even where the scheduler leaves a little signal at its end.
         whole = losses.spread(now, clean) == 1
         noisy = torch.where(whole, noise, self.path.noised(clean, noise, now))
         with self._precision():
-            states = self._text(draw)
-            target = self._target(noisy, now, then, states, draw)
+            states = self._text(batch)
+            target = self._target(noisy, now, then, states)
             predicted = self._predict(noisy, self.path.timesteps(now), states).float()
         velocity = self.path.velocity(predicted, noisy, now)
-        return losses.weighted_error(velocity, target, self.path.weights(now))
+        return losses.weighted_errors(velocity, target, self.path.weights(now))
 
     @torch.no_grad()
-    def _target(self, noisy: Tensor, now: Tensor, then: Tensor, states: States, draw: Draw) -> Tensor:
+    def _target(self, noisy: Tensor, now: Tensor, then: Tensor, states: States) -> Tensor:
         """The velocity whose one step lands where the teacher's several steps do."""
         if self.guidance != 1:
-            empty = self._text(replace(draw, uncaptioned=torch.ones_like(draw.uncaptioned)))
+            empty = self._encoded(torch.full((len(noisy),), len(self.data.captions) - 1))
             states = {name: torch.cat([empty[name], state]) for name, state in states.items()}
         places = [now + (then - now) * (done / self.teacher_steps) for done in range(self.teacher_steps)]
         landed = noisy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def inject(
     Raises:
         UsageError: No module of the denoiser has one of the suffixes.
     """
-    _freeze(pipe)
+    freeze(pipe)
     name, denoiser = denoiser_of(pipe)
     layers = {f"{name}.{path}": layer for path, layer in _inject(denoiser, rank, alpha, targets).items()}
     models = [denoiser]
@@ -121,7 +122,8 @@ def check_learned(values: Mapping[str, Tensor]) -> None:
         )
 
 
-def _freeze(pipe: Any) -> None:
+def freeze(pipe: Any) -> None:
+    """Puts every part of a pipeline in eval mode, without gradients of its own."""
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
@@ -136,13 +138,17 @@ def _inject(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -
     try:
         inject_adapter_in_model(config, model, ADAPTER)
     except ValueError as error:
-        linear = (path for path, module in model.named_modules() if isinstance(module, nn.Linear))
-        known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in linear}))
-        wanted = ", ".join(targets)
-        raise UsageError(
-            f"targets {wanted}: no such layers in {type(model).__name__}; it has {known}"
-        ) from error
+        raise no_such_layers(model, targets) from error
     return {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def no_such_layers(model: nn.Module, targets: Sequence[str]) -> UsageError:
+    """The error of targets that name no layer of a model."""
+    linear = (path for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in linear}))
+    return UsageError(
+        f"targets {', '.join(targets)}: no such layers in {type(model).__name__}; it has {known}"
+    )
 
 
 def _initialise(injected: Injected, seed: int) -> None:
@@ -152,6 +158,10 @@ def _initialise(injected: Injected, seed: int) -> None:
         if name.endswith(".up"):
             parameter.data.zero_()
             continue
-        bound = parameter[0].numel() ** -0.5
-        values = torch.rand(parameter.shape, generator=generator_for(seed, "weights", name))
-        parameter.data.copy_((2 * values - 1) * bound)
+        parameter.data.copy_(fresh_down(seed, name, parameter.shape))
+
+
+def fresh_down(seed: int, name: str, shape: Sequence[int]) -> Tensor:
+    """A down matrix (rank, d_in, …) to begin with; ``name`` is ``PATH.down``."""
+    values = torch.rand(tuple(shape), generator=generator_for(seed, "weights", name))
+    return (2 * values - 1) * math.prod(shape[1:]) ** -0.5

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from loracomp.errors import TrainingError
 from loracomp.training.config import TrainConfig
 from loracomp.training.objective import Objective
-from loracomp.training.order import Chances, draw
-from loracomp.training.schedule import rate
+from loracomp.training.schedule import draw_of, rate_of
 
 Report = Callable[[Mapping[str, Any]], None]
 REPORT_SECONDS = 0.5
@@ -57,12 +56,6 @@ class Loop:
             weight_decay=config.weight_decay,
             fused=self.objective.device.type in ("cpu", "cuda"),
         )
-        self.chances = Chances(
-            flip=0.5 if config.flip else 0.0,
-            empty=config.caption_dropout,
-            terminal=config.terminal_share,
-            offset=config.noise_offset,
-        )
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -95,13 +88,12 @@ class Loop:
     def _advance(self) -> float:
         """One optimiser step; its learning rate."""
         config = self.config
-        learning_rate = rate(
-            self.step, peak=config.lr, steps=config.steps, warmup=config.warmup, shape=config.schedule
-        )
+        learning_rate = rate_of(config, self.step)
         total = torch.zeros((), device=self.objective.device)
+        shape = self.objective.latent_shape
         for part in range(config.accumulation):
-            position = (self.step * config.accumulation + part) * config.batch
-            loss = self.objective.loss(self._draw(position)) / config.accumulation
+            chosen = draw_of(config, self.step, part, len(self.objective.data.latent_of), shape)
+            loss = self.objective.loss(chosen) / config.accumulation
             loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), config.clip)
@@ -112,12 +104,6 @@ class Loop:
         self.recent.append(total)
         self.step += 1
         return learning_rate
-
-    def _draw(self, position: int) -> Any:
-        count = self.objective.latents.shape[0]
-        return draw(
-            self.config.seed, position, self.config.batch, count, self.objective.latent_shape, self.chances
-        )
 
     def _tell(self, learning_rate: float) -> None:
         recent = self.losses[-20:]

@@ -77,7 +77,12 @@ def min_snr_weights(timesteps: Tensor, alphas: Tensor, gamma: float, prediction:
     return (capped / (ratio + 1)).float()
 
 
-def weighted_error(predicted: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error in fp32, each sample times its weight: a scalar."""
+def weighted_errors(predicted: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample in fp32, times its weight: (batch,)."""
     per_sample = (predicted.float() - target.float()).square().flatten(1).mean(1)
-    return (per_sample if weights is None else per_sample * weights.to(per_sample)).mean()
+    return per_sample if weights is None else per_sample * weights.to(per_sample)
+
+
+def weighted_error(predicted: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of :func:`weighted_errors` over the batch: a scalar."""
+    return weighted_errors(predicted, target, weights).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +15,28 @@ from loracomp.training import losses
 from loracomp.training.cache import Encoded
 from loracomp.training.order import Draw
 from loracomp.training.wiring import States, encode_captions, prediction_of, wiring_of
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a loss is computed from, on the pipeline's device.
+
+    Attributes:
+        clean: Latents of the pictures, (batch, channels, height, width).
+        noise: Standard normal, of the same shape.
+        level: (batch,) noise levels as uniform numbers in (0, 1).
+        terminal: (batch,) bool: moved to the last timestep.
+        rows: (batch,) indices of the captions, on the CPU.
+        states: Text states with the captions' leading axis, and ``side`` in pixels; where the text
+            encoders train, ``side`` alone.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    level: Tensor
+    terminal: Tensor
+    rows: Tensor
+    states: Mapping[str, Tensor]
 
 
 @dataclass(eq=False)
@@ -56,15 +79,33 @@ class Objective:
 
     def loss(self, draw: Draw) -> Tensor:
         """The loss of the batch that ``draw`` describes: a scalar, with gradients."""
-        clean = self.latents[draw.pictures.to(self.device), draw.mirrored.long().to(self.device)]
-        noise, level = draw.noise.to(self.device), draw.level.to(self.device)
+        return self.errors(self.batch(draw)).mean()
+
+    def batch(self, draw: Draw) -> Batch:
+        """The data that ``draw`` chose, on the pipeline's device."""
+        places = self.data.latent_of[draw.pictures]
+        empty = torch.tensor(len(self.data.captions) - 1)
+        rows = torch.where(draw.uncaptioned, empty, self.data.caption_of[draw.pictures])
+        return Batch(
+            clean=self.latents[self._moved(places), self._moved(draw.mirrored.long())],
+            noise=self._moved(draw.noise),
+            level=self._moved(draw.level),
+            terminal=self._moved(draw.terminal),
+            rows=rows,
+            states=self._encoded(rows),
+        )
+
+    def errors(self, batch: Batch) -> Tensor:
+        """The loss of each sample: (batch,), with gradients."""
         with self._precision():
-            states = self._text(draw)
+            states = self._text(batch)
             if self.prediction == "flow":
-                return self._flow(clean, noise, level, states)
-            terminal = draw.terminal.to(self.device)
-            timesteps = torch.where(terminal, self.levels - 1, (level * self.levels).long())
-            return self._diffusion(clean, noise, timesteps, states)
+                return self._flow(batch, states)
+            timesteps = torch.where(batch.terminal, self.levels - 1, (batch.level * self.levels).long())
+            return self._diffusion(batch.clean, batch.noise, timesteps, states)
+
+    def _moved(self, value: Tensor) -> Tensor:
+        return value.to(self.device, non_blocking=self.device.type == "cuda")
 
     def _diffusion(self, clean: Tensor, noise: Tensor, timesteps: Tensor, states: States) -> Tensor:
         noisy = losses.diffuse(clean, noise, timesteps, self.alphas)
@@ -74,26 +115,28 @@ class Objective:
         weights = None
         if self.gamma is not None:
             weights = losses.min_snr_weights(timesteps, self.alphas, self.gamma, self.prediction)
-        return losses.weighted_error(self._predict(noisy, timesteps, states), target, weights)
+        return losses.weighted_errors(self._predict(noisy, timesteps, states), target, weights)
 
-    def _flow(self, clean: Tensor, noise: Tensor, level: Tensor, states: States) -> Tensor:
-        sigmas = losses.shift_sigmas(losses.logit_normal(level), self.shift)
-        noisy = losses.interpolate(clean, noise, sigmas)
+    def _flow(self, batch: Batch, states: States) -> Tensor:
+        sigmas = losses.shift_sigmas(losses.logit_normal(batch.level), self.shift)
+        noisy = losses.interpolate(batch.clean, batch.noise, sigmas)
         predicted = self._predict(noisy, sigmas * self.levels, states)
-        return losses.weighted_error(predicted, losses.flow(clean, noise))
+        return losses.weighted_errors(predicted, losses.flow(batch.clean, batch.noise))
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, states: States) -> Tensor:
         return self.wiring.predict(self.model, noisy.to(self.dtype), timesteps, states)
 
-    def _text(self, draw: Draw) -> dict[str, Tensor]:
-        empty = torch.tensor(len(self.data.captions) - 1)
-        rows = torch.where(draw.uncaptioned, empty, self.data.caption_of[draw.pictures])
+    def _encoded(self, rows: Tensor) -> dict[str, Tensor]:
+        """Sizes, and the text states of the captions ``rows`` where they were computed beforehand."""
         side = torch.full(rows.shape, float(self.resolution), device=self.device)
+        picked = self._moved(rows)
+        return {"side": side} | {name: state[picked] for name, state in self.states.items()}
+
+    def _text(self, batch: Batch) -> States:
         if self.states:
-            picked = rows.to(self.device)
-            return {"side": side} | {name: state[picked] for name, state in self.states.items()}
-        texts = [self.data.captions[row] for row in rows.tolist()]
-        return {"side": side} | encode_captions(self.pipe, texts, self.device)
+            return batch.states
+        texts = [self.data.captions[row] for row in batch.rows.tolist()]
+        return {**batch.states, **encode_captions(self.pipe, texts, self.device)}
 
     def _precision(self) -> AbstractContextManager[Any]:
         if not self.autocast:

@@ -16,7 +16,8 @@ from loracomp.training.config import TrainConfig, load_dump
 from loracomp.training.dataset import Dataset, read_dataset
 from loracomp.training.loop import Report
 from loracomp.training.progress import silent
-from loracomp.training.session import Session, Trained
+from loracomp.training.result import Trained
+from loracomp.training.session import Session
 from loracomp.training.wiring import row_of
 
 Stop = Callable[[], bool]

@@ -3,72 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from loracomp import formats
-from loracomp.adapter import Adapter
-from loracomp.bases import Base, fit
+from loracomp.bases import Base
 from loracomp.errors import ResourceError, TrainingError
 from loracomp.loading import defaults
 from loracomp.pipeline import denoiser_of
 from loracomp.training import checkpoint, samples
-from loracomp.training.cache import default_cache, encode, fingerprint
+from loracomp.training.cache import Encoded, default_cache, encode, fingerprint
 from loracomp.training.config import TrainConfig
 from loracomp.training.dataset import Dataset
 from loracomp.training.distillation import Distillation
-from loracomp.training.header import header
 from loracomp.training.inject import Injected, inject
 from loracomp.training.interrupt import InterruptedRunError
 from loracomp.training.loop import Loop, Report
 from loracomp.training.objective import Objective
+from loracomp.training.result import Origin, Trained
 from loracomp.training.survey import describe
-from loracomp.training.wiring import layer_shapes, prediction_of
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-KNOWN = 0.9
-"""Share of layers that must fit a row for the base to go by its name."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished run.
-
-    Attributes:
-        out: The file.
-        grid: The sample grid beside it; None where none was asked for.
-        adapter: The adapter as saved.
-        config: The effective config.
-        seconds: Time spent in the loop, in this process and before an interruption.
-        loss: Mean loss of the latest steps.
-    """
-
-    out: Path
-    grid: Path | None
-    adapter: Adapter
-    config: TrainConfig
-    seconds: float
-    loss: float
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The run as one JSON object."""
-        return {
-            "out": str(self.out),
-            "samples": str(self.grid) if self.grid else None,
-            "name": self.config.name,
-            "steps": self.config.steps,
-            "seconds": round(self.seconds, 2),
-            "step_ms": round(1000 * self.seconds / self.config.steps, 1),
-            "loss": round(self.loss, 5),
-            "layers": len(self.adapter.layers),
-            "bytes": self.out.stat().st_size,
-            "digest": self.adapter.digest,
-        }
 
 
 def complete(config: TrainConfig, row: Base) -> TrainConfig:
@@ -87,6 +42,25 @@ def complete(config: TrainConfig, row: Base) -> TrainConfig:
         "sample_guidance": own["guidance"] if config.sample_guidance is None else config.sample_guidance,
     }
     return config.model_copy(update=chosen)
+
+
+def objective_of(
+    pipe: Any, encoded: Encoded, config: TrainConfig, resolution: int, autocast: bool
+) -> Objective:
+    """The loss that a complete config asks for; ``resolution`` in pixels, ``autocast`` for bf16."""
+    if config.objective == "diffusion":
+        return Objective(pipe, encoded, config.min_snr_gamma, autocast, resolution)
+    return Distillation(
+        pipe,
+        encoded,
+        None,
+        autocast,
+        resolution,
+        guidance=config.teacher_guidance or 1.0,
+        rescale=config.teacher_rescale or 0.0,
+        teacher_steps=config.teacher_steps,
+        student_steps=config.student_steps,
+    )
 
 
 class Session:
@@ -120,7 +94,7 @@ class Session:
         self.pipe, self.row, self.data, self.out, self.report = pipe, row, data, out, report
         self.config = complete(config, row)
         self.autocast = autocast
-        self.shapes = layer_shapes(pipe)
+        self.origin = Origin.of(pipe, row)
         base = fingerprint(self._denoiser)
         if begun.base not in ("", base):
             raise TrainingError(f"{config.base}: not the weights that the run began with; start the run anew")
@@ -129,7 +103,7 @@ class Session:
     @property
     def resolution(self) -> int:
         """Side of the training pictures in pixels."""
-        return self.config.resolution or self.row.resolution
+        return self.origin.resolution(self.config)
 
     @property
     def _denoiser(self) -> Any:
@@ -179,19 +153,7 @@ class Session:
             with_text=not config.train_text_encoder,
             cache=default_cache(),
         )
-        if config.objective == "diffusion":
-            return Objective(self.pipe, encoded, config.min_snr_gamma, self.autocast, self.resolution)
-        return Distillation(
-            self.pipe,
-            encoded,
-            None,
-            self.autocast,
-            self.resolution,
-            guidance=config.teacher_guidance or 1.0,
-            rescale=config.teacher_rescale or 0.0,
-            teacher_steps=config.teacher_steps,
-            student_steps=config.student_steps,
-        )
+        return objective_of(self.pipe, encoded, config, self.resolution, self.autocast)
 
     def _inject(self) -> Injected:
         config = self.config
@@ -224,29 +186,13 @@ class Session:
 
     def _finish(self, loop: Loop, injected: Injected) -> Trained:
         loss = sum(loop.losses) / len(loop.losses)
-        metadata = header(
-            self.config,
-            self.data,
-            self.row,
-            prediction=prediction_of(self.pipe),
-            resolution=self.resolution,
-            started=self.begun.started,
-            seconds=loop.seconds,
-            loss=loss,
-        )
-        name, table = self._place()
-        adapter = Adapter(injected.updates(), name, self.config.name, metadata)
-        adapter = adapter.to(dtype=DTYPES[self.config.saved_as])
-        formats.save(adapter, self.out, modules=table)
+        updates = injected.updates()
+        facts = {"started": self.begun.started, "seconds": loop.seconds, "loss": loss}
+        trained = self.origin.write(self.out, updates, self.config, self.data, **facts)
         checkpoint.discard(self.out)
-        picture = self._sample(injected) if self.config.sample_count else None
-        return Trained(self.out, picture, adapter, self.config, loop.seconds, loss)
-
-    def _place(self) -> tuple[str, dict[str, tuple[int, ...]] | None]:
-        """Name of the base, and its layers where it is none of the known ones."""
-        if fit(self.shapes, self.row.name) > KNOWN:
-            return self.row.name, None
-        return type(self.pipe).__name__, self.shapes
+        if self.config.sample_count:
+            return replace(trained, grid=self._sample(injected))
+        return trained
 
     def _sample(self, injected: Injected) -> Path:
         """Rows of prompts: the base alone with the first seed, then the adapter with each seed."""

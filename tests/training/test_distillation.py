@@ -180,8 +180,8 @@ def test_the_target_is_where_a_guided_ddim_run_lands(folder: Path) -> None:
     with _ready(pipe, folder, guidance=3.0, teacher_steps=2, student_steps=(4, 4)) as (objective, _, batch):
         noise = torch.randn(4, *objective.latent_shape, generator=torch.Generator().manual_seed(1))
         now, then = torch.ones(4), torch.full((4,), 0.75)
-        states = objective._text(batch)
-        velocity = objective._target(noise, now, then, states, batch)
+        states = objective.batch(batch).states
+        velocity = objective._target(noise, now, then, states)
         landed = objective.path.step(noise, velocity, now, then)
         empty = pipe.encode_prompt("", "cpu", 1, False)[0].repeat(4, 1, 1)
         scheduler, expected = pipe.scheduler, noise
