@@ -47,15 +47,15 @@ def lion(
     for name, value in (("consistency", consistency), ("conflict", conflict), ("removal", removal)):
         if not 0 <= value <= 1:
             raise UsageError(f"{name} {value} is outside [0, 1]")
-    scales = _scales(site, consistency)
-    updates = _separated(site, conflict, removal)
+    scales = norm_scales(site, consistency)
+    updates = separated(site, conflict, removal)
     triples = zip(updates, site.weights, scales, strict=True)
     parts = [update.scaled(weight * scale) for update, weight, scale in triples]
     return fair(parts, rule)
 
 
-def _scales(site: Site, consistency: float) -> list[float]:
-    """uᵢ of each parent."""
+def norm_scales(site: Site, consistency: float) -> list[float]:
+    """uᵢ of each parent; see :func:`lion`."""
     sizes = [norm(update) for update in site.updates]
     side = prod(site.shape) ** 0.5
     pairs = zip(sizes, site.family.peaks, strict=True)
@@ -70,7 +70,7 @@ def _scales(site: Site, consistency: float) -> list[float]:
     ]
 
 
-def _separated(site: Site, conflict: float, removal: float) -> list[LowRank]:
+def separated(site: Site, conflict: float, removal: float) -> list[LowRank]:
     """The updates, later ones without their overlap with earlier ones that they conflict with."""
     done: list[LowRank] = []
     for update in site.updates:

@@ -1,0 +1,128 @@
+"""What was measured of an adapter, kept beside its file and found again by its content.
+
+A sidecar is called ``NAME.DIGEST.measured.json``, DIGEST being the first 16 hex digits of
+:attr:`Adapter.digest`. Renaming an adapter changes nothing, another adapter under an old name finds nothing.
+Where the adapter's folder cannot be written, the user's cache folder is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loracomp.adapter import Adapter
+from loracomp.errors import FormatError, UsageError
+from loracomp.fusion.effect import EffectCurve
+from loracomp.fusion.spectra import FrequencyProfile
+
+VERSION = 1
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of one adapter on one base.
+
+    Attributes:
+        digest: Of the adapter.
+        base: Name of the base.
+        frequency: What it does to the spectrum; None where that was not measured.
+        effect: How its effect grows with its weight; None where that was not measured.
+        setting: Prompts, seeds, steps and guidance of the measurement.
+    """
+
+    digest: str
+    base: str
+    frequency: FrequencyProfile | None = None
+    effect: EffectCurve | None = None
+    setting: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of a sidecar."""
+        parts = {
+            "version": VERSION,
+            "digest": self.digest,
+            "base": self.base,
+            "frequency": self.frequency.to_parts() if self.frequency else None,
+            "effect": self.effect.to_parts() if self.effect else None,
+            "setting": self.setting,
+        }
+        return json.dumps(parts, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Measured:
+        """What :meth:`to_json` wrote; raises :class:`FormatError` for anything else."""
+        try:
+            parts = json.loads(text)
+            if parts["version"] != VERSION:
+                raise FormatError(f"measurements of version {parts['version']}; measure again")
+            frequency = FrequencyProfile.from_parts(parts["frequency"]) if parts["frequency"] else None
+            effect = EffectCurve.from_parts(parts["effect"]) if parts["effect"] else None
+            return cls(str(parts["digest"]), str(parts["base"]), frequency, effect, dict(parts["setting"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"not measurements of an adapter ({error})") from error
+
+
+def cache_folder() -> Path:
+    """Where measurements go whose adapter lies in a folder that cannot be written.
+
+    ``$LORACOMP_CACHE``, else ``loracomp`` in the user's cache folder.
+    """
+    if own := os.environ.get("LORACOMP_CACHE"):
+        return Path(own) / "measured"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loracomp" / "measured"
+
+
+def recall(adapter: Adapter, base: str, folders: Iterable[Path] = ()) -> Measured | None:
+    """What is known of an adapter on a base; None where nothing is.
+
+    Args:
+        adapter: The adapter.
+        base: Name of the base.
+        folders: Where to look before the cache folder, usually that of the adapter's file.
+
+    Raises:
+        FormatError: A sidecar that is damaged.
+    """
+    for folder in (*folders, cache_folder()):
+        for file in sorted(folder.glob(f"*.{adapter.digest[:_DIGITS]}.measured.json")):
+            try:
+                found = Measured.from_json(file.read_text(encoding="utf-8"))
+            except (OSError, UnicodeError, FormatError) as error:
+                raise FormatError(f"{file}: {error}; delete it and measure again") from error
+            if found.base == base and found.digest == adapter.digest:
+                return found
+    return None
+
+
+def remember(measured: Measured, name: str, folder: Path | None = None) -> Path:
+    """Writes a sidecar, whole or not at all; returns where it went.
+
+    Args:
+        measured: What to write.
+        name: First part of the file's name, for people.
+        folder: That of the adapter's file; the cache folder where it is None or cannot be written.
+
+    Raises:
+        UsageError: Neither folder can be written.
+    """
+    last: OSError | None = None
+    for place in ([folder] if folder else []) + [cache_folder()]:
+        file = place / f"{name}.{measured.digest[:_DIGITS]}.measured.json"
+        part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            part.write_text(measured.to_json(), encoding="utf-8")
+            part.replace(file)
+        except OSError as error:
+            last = error
+            continue
+        for other in place.glob(f"*.{measured.digest[:_DIGITS]}.measured.json"):
+            if other != file:
+                other.unlink(missing_ok=True)
+        return file
+    raise UsageError(f"{cache_folder()}: cannot be written ({last}); set LORACOMP_CACHE to a folder")
