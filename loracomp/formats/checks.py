@@ -191,6 +191,14 @@ def kohya_mmdit(report: Report) -> Iterator[tuple[str, str, str]]:
         yield "warning", what, converting("--dialect diffusers")
 
 
+@CHECKS.register("comfyui-alone", summary="ComfyUI's own names, which hardly another tool reads")
+def comfyui_alone(report: Report) -> Iterator[tuple[str, str, str]]:
+    """diffusers knows them for FLUX.1 alone, A1111 and InvokeAI for no base of ours."""
+    if report.dialect == "comfyui" and _family(report) in ("sgm", "mmdit"):
+        what = "diffusers does not load this dialect for this base, nor do A1111 and InvokeAI"
+        yield "note", what, f"{converting()} for use there"
+
+
 @CHECKS.register("diffusers-flux-outside", summary="FLUX layers outside the blocks in kohya's names")
 def flux_outside(report: Report) -> Iterator[tuple[str, str, str]]:
     """diffusers' converter leaves out their component prefix, so they match nothing."""

@@ -8,7 +8,7 @@ multiplied into a factor and the header says alpha = rank.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import frexp
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
 from loracomp.formats.health import finite
-from loracomp.formats.names import Layout, kohya_names, old_name
+from loracomp.formats.names import Layout, comfy_names, kohya_names, old_name
+from loracomp.formats.native import Module
 from loracomp.formats.pieces import fold, join, times
 from loracomp.lowrank import LowRank
 from loracomp.registry import Registry
@@ -35,24 +36,62 @@ def kohya(adapter: Adapter, place: Layout) -> Tensors:
     Raises:
         UsageError: The base's own code has no such layer.
     """
+    layers = one_alpha(adapter) if place.denoiser == "unet" else _own_alphas(adapter)
+    return _joined(
+        layers,
+        kohya_names(place),
+        (".lora_down.weight", ".lora_up.weight"),
+        _lacking(adapter, place, "kohya"),
+    )
+
+
+@DIALECTS.register("comfyui", summary="ComfyUI alone: the base's own names, alpha tensors")
+def comfyui(adapter: Adapter, place: Layout) -> Tensors:
+    """The original code's names behind ``diffusion_model.``, ``text_encoders.`` for the encoders.
+
+    Raises:
+        UsageError: The base's own code has no such layer.
+    """
+    names = comfy_names(place)
+    return _joined(
+        _own_alphas(adapter),
+        names,
+        (".lora_down.weight", ".lora_up.weight"),
+        _lacking(adapter, place, "ComfyUI"),
+    )
+
+
+def _own_alphas(adapter: Adapter) -> dict[str, tuple[LowRank, bool]]:
+    return {path: (layer, True) for path, layer in adapter.layers.items()}
+
+
+def _joined(
+    layers: Mapping[str, tuple[LowRank, bool]],
+    names: Iterable[tuple[str, Module]],
+    ends: tuple[str, str],
+    lacking: str,
+) -> Tensors:
+    """The layers under modules' names, those of one module joined, with alphas where they are wanted."""
     tensors: Tensors = {}
-    unet = place.denoiser == "unet"
-    left = one_alpha(adapter) if unet else {path: (layer, True) for path, layer in adapter.layers.items()}
-    for name, module in kohya_names(place):
-        paths = [piece.path for piece in module.pieces]
-        if not any(path in left for path in paths):
+    left = dict(layers)
+    for name, module in names:
+        there = {piece.path: left.pop(piece.path) for piece in module.pieces if piece.path in left}
+        if not there:
             continue
-        there = {path: left.pop(path) for path in paths if path in left}
         layer = join({path: layer for path, (layer, _) in there.items()}, module)
-        tensors |= _pair(name, layer, (".lora_down.weight", ".lora_up.weight"))
+        tensors |= _pair(name, layer, ends)
         if all(written for _, written in there.values()):
             tensors[f"{name}.alpha"] = torch.tensor(_alpha(layer), dtype=torch.float32)
     if left:
         raise UsageError(
-            f"{adapter.name}: {place.base} has no layer {next(iter(left))} under a kohya name "
-            f"({len(left)} such layers); write the diffusers dialect"
+            f"{lacking} for the layer {next(iter(left))} ({len(left)} such layers); "
+            "write the diffusers dialect"
         )
     return tensors
+
+
+def _lacking(adapter: Adapter, place: Layout, kind: str) -> str:
+    return f"{adapter.name}: {place.base} has no {kind} name"
 
 
 @DIALECTS.register(

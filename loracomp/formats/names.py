@@ -104,6 +104,21 @@ def kohya_names(place: Layout) -> Iterator[tuple[str, Module]]:
             yield f"{place.prefixes[component]}_{flat(inside)}", whole(path, shape)
 
 
+def comfy_names(place: Layout) -> Iterator[tuple[str, Module]]:
+    """ComfyUI's own name of each module: the original code's name, and text encoders by their kind."""
+    for name, module in native(place.table, place.denoiser).items():
+        yield f"diffusion_model.{name}", module
+    for path, shape in place.table.items():
+        component, _, inside = path.partition(".")
+        if component != place.denoiser:
+            yield _comfy_encoder(component, inside), whole(path, shape)
+
+
+def _comfy_encoder(component: str, inside: str) -> str:
+    encoder = "t5xxl" if inside.startswith("encoder.block") else _COMFY_ENCODERS.get(component, component)
+    return f"text_encoders.{encoder}.transformer.{inside}"
+
+
 def old_name(path: str) -> str | None:
     """The name that diffusers' attention processors had, such as ``….attn1.processor.to_q_lora``."""
     for ending, short in _OLD_ATTENTION.items():
@@ -143,9 +158,7 @@ def _dotted(path: str, place: Layout) -> Iterator[tuple[str, str]]:
         if component == place.denoiser:
             yield f"diffusion_model.{form}", "comfyui"
         else:
-            encoder = _COMFY_ENCODERS.get(component, component)
-            encoder = "t5xxl" if inside.startswith("encoder.block") else encoder
-            yield f"text_encoders.{encoder}.transformer.{form}", "comfyui"
+            yield _comfy_encoder(component, form), "comfyui"
     if component == place.denoiser and (name := old_name(path)):
         yield name, "diffusers-old"
         yield name.partition(".")[2], "diffusers-old"

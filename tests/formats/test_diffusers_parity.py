@@ -52,6 +52,7 @@ WORKS = [
     ("sd3", "diffusers-old", DIT),
     ("flux", "diffusers", (*DIT, "proj_mlp", "single_transformer_blocks.0.proj_out")),
     ("flux", "diffusers-old", DIT),
+    ("flux", "comfyui", ("to_out.0", "ff.net.2", "q_proj", "out_proj")),
     (
         "flux",
         "kohya",

@@ -198,3 +198,14 @@ def test_text_encoders_without_attention_are_refused_in_the_new_dialect(pipe: An
     save(adapter, path, dialect="diffusers-old", modules=table)
     assert wrong(theirs(pipe, path), adapter) == []
     assert "diffusers-text-encoder" not in told(path, "sd15", pipe)
+
+
+@pytest.mark.parametrize("pipe", ["sd15", "sdxl", "sd3"], indirect=True)
+def test_names_of_comfyui_are_refused(pipe: Any, tmp_path: Path) -> None:
+    kind = "sd3" if hasattr(pipe, "transformer") else "sdxl" if hasattr(pipe, "text_encoder_2") else "sd15"
+    table, path = layer_table(pipe), tmp_path / "a.safetensors"
+    adapter = random_adapter(table, ATTENTION, base=kind)
+    save(adapter, path, dialect="comfyui", modules=table)
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        theirs(pipe, path)
+    assert "comfyui-alone" in told(path, kind, pipe)

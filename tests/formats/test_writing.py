@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loracomp.adapter import Adapter
+from loracomp.bases import modules
 from loracomp.errors import UnknownNameError, UsageError
-from loracomp.formats import hashes, load, save
+from loracomp.formats import hashes, inspect, load, save
 from loracomp.lowrank import LowRank
 
 PATHS = ("unet.mid_block.attentions.0.proj_in", "unet.mid_block.resnets.0.conv1")
@@ -142,8 +143,40 @@ def test_what_cannot_be_expressed_is_refused(tmp_path: Path) -> None:
         save(adapter(), path, dtype=torch.int8)
     with pytest.raises(UsageError, match="no layers"):
         save(Adapter({}, "sd15"), path, dialect="diffusers")
-    with pytest.raises(UsageError, match="under a kohya name"):
+    with pytest.raises(UsageError, match="has no kohya name for the layer"):
         save(Adapter({"unet.nowhere": adapter().layers[PATHS[0]]}, "sd15"), path)
     with pytest.raises(UsageError, match="is not finite"):
         save(adapter(alpha=None).map(lambda layer: LowRank(layer.down * torch.nan, layer.up)), path)
     assert not path.exists()
+
+
+def test_comfyui_names_are_those_of_its_own_modules(tmp_path: Path) -> None:
+    """The names that ComfyUI looks up: ``diffusion_model.*`` and ``text_encoders.*``."""
+    text = "text_model.encoder.layers.0.self_attn.q_proj"
+    block = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    image = "transformer.transformer_blocks.3.attn"
+    expected = {
+        "sdxl": {
+            f"unet.{block}": "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q",
+            f"text_encoder.{text}": f"text_encoders.clip_l.transformer.{text}",
+            f"text_encoder_2.{text}": f"text_encoders.clip_g.transformer.{text}",
+        },
+        "flux": {
+            f"{image}.to_q": "diffusion_model.double_blocks.3.img_attn.qkv",
+            f"{image}.to_out.0": "diffusion_model.double_blocks.3.img_attn.proj",
+            "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q": (
+                "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"
+            ),
+        },
+        "sd3": {f"{image}.add_k_proj": "diffusion_model.joint_blocks.3.context_block.attn.qkv"},
+    }
+    for base, names in expected.items():
+        layers = {
+            path: LowRank(torch.randn(2, modules(base)[path][1]), torch.randn(modules(base)[path][0], 2), 8.0)
+            for path in names
+        }
+        path = save(Adapter(layers, base, "a"), tmp_path / "a.safetensors", dialect="comfyui")
+        parts = ("alpha", "lora_down.weight", "lora_up.weight")
+        assert set(load_file(path)) == {f"{name}.{part}" for name in names.values() for part in parts}
+        assert load(path).layers.keys() == layers.keys() and inspect(path).dialect == "comfyui"
+        assert all(layer.scale == 4.0 for layer in load(path).layers.values())
