@@ -49,7 +49,7 @@ def test_the_loss_of_a_batch_falls_when_it_is_seen_again(
     pipe: Any, folder: Path, tmp_path: Path, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values: list[float] = []
-    measure, first_draw = Objective.loss, loop.draw
+    measure, first_draw = Objective.loss, loop.draw_of
 
     def listen(objective: Objective, batch: Any) -> torch.Tensor:
         value = measure(objective, batch)
@@ -57,7 +57,7 @@ def test_the_loss_of_a_batch_falls_when_it_is_seen_again(
         return value
 
     monkeypatch.setattr(Objective, "loss", listen)
-    monkeypatch.setattr(loop, "draw", lambda seed, position, *rest: first_draw(seed, 0, *rest))
+    monkeypatch.setattr(loop, "draw_of", lambda config, step, *rest: first_draw(config, 0, *rest))
     config = tiny_config(steps=12, batch=4, lr=0.02, rank=4, schedule="constant")
     train(config, folder, tmp_path / "ink.safetensors", pipe=pipe)
     assert len(values) == 12
