@@ -11,7 +11,7 @@ from torch import nn
 
 from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
-from loracomp.fusion import blocks, seat
+from loracomp.fusion import blocks, edits, seat
 from loracomp.fusion.adoption import Adopted, adopt
 from loracomp.fusion.hook import GateHook
 from loracomp.fusion.program import Profile, Program
@@ -57,6 +57,7 @@ class Attachment:
         updates: Stacked layers by module path, each with the module that it serves.
         prompts: The text encoders' side.
         adopted: What PEFT held before; its adapters are the first ones of :attr:`adapters`.
+        edit: What the method did to their factors (:mod:`loracomp.fusion.edits`); None for nothing.
     """
 
     pipe: Any
@@ -65,6 +66,7 @@ class Attachment:
     updates: Mapping[str, tuple[nn.Module, StackedUpdate]]
     prompts: Prompts
     adopted: Adopted
+    edit: edits.Key | None = None
 
     @property
     def program(self) -> Program:
@@ -75,6 +77,8 @@ class Attachment:
         """Replaces method, weights or both; no layer is rebuilt and nothing is compiled anew."""
         chosen = _complete(program, weights, self.adapters)
         _check_blocks(chosen, self.updates)
+        if (edit := edits.key(chosen)) != self.edit:
+            self._write(places_of(self.pipe, edits.edited(self.adapters, chosen)), edit)
         self.hook.set_programs(chosen)
         self.prompts.set_programs(chosen)
 
@@ -99,7 +103,7 @@ class Attachment:
         """
         chosen = _complete(program or replace(self.program, weights=(), always=()), weights, adapters)
         where = checked(masks, len(adapters)) if masks else ()
-        places = places_of(self.pipe, adapters)
+        places = places_of(self.pipe, edits.edited(adapters, chosen))
         for path, (_, layers) in places.items():
             room = self.updates[path][1].capacity if path in self.updates else 0
             if (rank := sum(layer.rank for _, layer in layers)) > room:
@@ -107,11 +111,15 @@ class Attachment:
                     f"{path}: rank {rank} needed and {room} reserved; attach with capacity=Capacity(rank=…, "
                     'targets="default")'
                 )
-        for path, (module, update) in self.updates.items():
-            update.write(places.get(path, (module, []))[1])
+        self._write(places, edits.key(chosen))
         self.adapters = tuple(adapters)
         self.hook.scores.masks = where
         self.set_program(chosen)
+
+    def _write(self, places: Places, edit: edits.Key | None) -> None:
+        for path, (module, update) in self.updates.items():
+            update.write(places.get(path, (module, []))[1])
+        self.edit = edit
 
     def set_masks(self, masks: Masks) -> None:
         """Replaces where each adapter acts, one mask or None per adapter; empty for everywhere."""
@@ -166,7 +174,7 @@ def attach(
     chosen = _complete(program, weights, adapters, adopted)
     adapters = (*adopted.adapters, *adapters)
     where = checked([None] * len(adopted.adapters) + list(masks), len(adapters)) if masks else ()
-    places = _reserved(pipe, places_of(pipe, adapters), capacity or Capacity())
+    places = _reserved(pipe, places_of(pipe, edits.edited(adapters, chosen)), capacity or Capacity())
     _check_blocks(chosen, places)
     updates = _build(pipe, places, (capacity or Capacity()).rank)
     by_component: dict[str, dict[str, StackedUpdate]] = {}
@@ -180,7 +188,7 @@ def attach(
     if compile:
         hook.compile(dict(compile) if isinstance(compile, Mapping) else {})
     adopted.silence()
-    hook.attachment = Attachment(pipe, adapters, hook, updates, hook.prompts, adopted)
+    hook.attachment = Attachment(pipe, adapters, hook, updates, hook.prompts, adopted, edits.key(chosen))
     hook.attachment.set_program(chosen)
     return hook.attachment
 
