@@ -15,7 +15,7 @@ from tiny import KINDS, layer_table, run, tiny_pipeline
 from loracomp import attach, detach, formats
 from loracomp.errors import ResourceError, TrainingError, UsageError
 from loracomp.pipeline import denoiser_of
-from loracomp.training import loop
+from loracomp.training import loop, schedule
 from loracomp.training.config import TrainConfig, load_dump
 from loracomp.training.dataset import read_dataset
 from loracomp.training.objective import Objective
@@ -111,7 +111,7 @@ def test_accumulation_equals_the_larger_batch(
     folder: Path, tmp_path: Path, tiny_config: Make, sd15: Any
 ) -> None:
     """With the same samples, two halves of a batch give the gradient of the whole one."""
-    whole = loop.draw
+    whole = schedule.draw
 
     def halves(seed: int, position: int, batch: int, *rest: Any) -> Any:
         both = whole(seed, position // 4 * 4, 4, *rest)
@@ -120,7 +120,7 @@ def test_accumulation_equals_the_larger_batch(
 
     one = train(tiny_config(batch=4, steps=2), folder, tmp_path / "1.safetensors", pipe=sd15).adapter
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw", halves)
+        patch.setattr(schedule, "draw", halves)
         config = tiny_config(batch=2, accumulation=2, steps=2)
         two = train(config, folder, tmp_path / "2.safetensors", pipe=sd15).adapter
     for path, layer in one.layers.items():
