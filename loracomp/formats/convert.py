@@ -14,7 +14,7 @@ from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
 from loracomp.formats.matching import match
 from loracomp.formats.native import Table
-from loracomp.formats.reading import RANK, load, load_parts
+from loracomp.formats.reading import ERROR_KEY, RANK, load, load_parts
 from loracomp.formats.source import Source
 from loracomp.formats.updates import Weights
 from loracomp.formats.writing import default_dialect, save
@@ -103,7 +103,8 @@ def convert(
         raise UsageError(f"rank {rank}: a layer needs at least rank 1")
     limit = RANK if rank is None else max(rank, RANK)
     old = load(source, base=base, modules=modules, rank=limit, weights=weights, allow_partial=allow_partial)
-    left_out, approximated = _losses(source, old.base, modules, limit, weights) if allow_partial else ({}, {})
+    lossy = allow_partial or ERROR_KEY in old.metadata
+    left_out, approximated = _losses(source, old.base, modules, limit, weights) if lossy else ({}, {})
     shrunk = old if rank is None else old.map(lambda layer: truncated(layer, rank))
     kind = default_dialect(old.base) if dialect == "auto" else dialect
     path = save(shrunk, target, dialect=kind, dtype=dtype, metadata=metadata, modules=modules)

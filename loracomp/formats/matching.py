@@ -189,10 +189,11 @@ def _matched(
     like: str,
 ) -> Match:
     found: list[Found] = []
+    taken: dict[str, str] = {}
     unmatched = {text: foreign(text) for text in unknown}
     for module in there:
         named = names.get(module.name)
-        reason = _refusal(module, named, place.base)
+        reason = _refusal(module, named, place.base) or _second(named, taken)
         if reason or named is None:
             unmatched |= {key.text: reason for key in module.keys.values()}
             continue
@@ -202,6 +203,7 @@ def _matched(
         dialect = _dialect(named.dialect, module.keys)
         used = {role: key for role, key in keys.items() if role not in extra}
         found.append(Found(module.name, used, module.algebra, named.module, dialect, module.rank))
+        taken |= {piece.path: module.name for piece in named.module.pieces}
     commonest = Counter(item.dialect for item in found).most_common(1)[0][0]
     ignored = {text: "zero, without effect" for text in unmatched if _without_effect(source, text)}
     unmatched = {text: reason for text, reason in unmatched.items() if text not in ignored}
@@ -234,6 +236,12 @@ def _refusal(module: _Module, named: Named | None, base: str) -> str:
     if not module.fits(named.module):
         return f"its shape does not fit {base}'s {named.module.pieces[0].path}"
     return ""
+
+
+def _second(named: Named | None, taken: Mapping[str, str]) -> str:
+    """Why a module is one too many: tools differ in what they make of a layer under two names."""
+    twice = next((p.path for p in named.module.pieces if p.path in taken), None) if named else None
+    return f"{twice} is there already as {printable(taken[twice])!r}" if twice else ""
 
 
 def _dialect(name: str, keys: Mapping[str, Key]) -> str:

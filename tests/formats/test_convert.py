@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from loracomp.adapter import Adapter
 from loracomp.bases import modules
@@ -133,3 +134,16 @@ def test_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
         child.wait()
         child.stdout.close()
         assert target.read_bytes() in allowed
+
+
+def test_small_approximations_need_no_consent_and_are_listed_too(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(320, 8, generator=generator) @ torch.randn(8, 320, generator=generator)
+    rest = torch.randn(320, 320, generator=generator)
+    dense = left + rest * (5e-3 * left.norm() / rest.norm())
+    save_file({"lora_unet_" + name.removeprefix("unet.").replace(".", "_") + ".diff": dense}, source)
+    done = convert(source, target)
+    missed = float((load(target).layers[name].delta() - dense).norm() / dense.norm())
+    assert 1e-6 < missed < 5e-3 and list(done.approximated.values()) == [pytest.approx(missed, rel=1e-3)]

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from formats.mutations import CORPUS, Reader, container, mutated, seeds
+from formats.mutations import CORPUS, DIT, LIMITS, UNET, Reader, container, mutated, seeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loracomp.adapter import Adapter
 from loracomp.bases import modules
 from loracomp.errors import FormatError
-from loracomp.formats import DIALECTS, Limits, load, save
+from loracomp.formats import DIALECTS, Limits, inspect, load, save
 from loracomp.formats.source import Source
 from loracomp.lowrank import LowRank, concatenate, norm, singular_values
 
@@ -55,6 +55,33 @@ def test_mutations_are_read_or_refused_in_time(reader: Reader) -> None:
     for _ in range(1500):
         reader.feed(mutated(chance.choice(pool), chance))
     assert reader.refused > refused + 500 and reader.read > read + 100 and reader.slowest < 1
+
+
+def test_the_report_and_the_loader_agree(tmp_path: Path) -> None:
+    """What the report calls whole loads, and what does not load is not whole."""
+    chance, path = random.Random(3), tmp_path / "a.safetensors"
+    pool = [data for _, data in seeds()]
+    inputs = [file.read_bytes() for file in sorted(CORPUS.glob("*.bin"))]
+    inputs += pool + [mutated(chance.choice(pool), chance) for _ in range(600)]
+    whole = partial = 0
+    for data in inputs:
+        path.write_bytes(data)
+        table = DIT if b"single_" in data else UNET
+        try:
+            report = inspect(path, modules=table, limits=LIMITS)
+        except FormatError:
+            continue
+        try:
+            load(path, modules=table, limits=LIMITS)
+        except FormatError:
+            assert not report.complete
+            partial += 1
+        else:
+            # Factors of float64 can be finite where no tool can hold their product.
+            too_large = [reason for reason in report.damaged.values() if "too large" in reason]
+            assert report.complete or (not report.unmatched and len(too_large) == len(report.damaged))
+            whole += 1
+    assert whole > 50 and partial > 10
 
 
 JSON = st.recursive(

@@ -177,3 +177,18 @@ def test_a_pipeline_of_ones_own(tmp_path: Path) -> None:
             assert torch.equal(loaded.layers[name].delta(), layer.delta())
     with pytest.raises(FormatError, match="fits none"):
         load(path)
+
+
+def test_a_layer_under_two_names_is_one_too_many(tmp_path: Path) -> None:
+    path, name = tmp_path / "a.safetensors", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair = torch.ones(2, 320), torch.ones(320, 2)
+    flat = f"lora_unet_{name.replace('.', '_')}"
+    tensors = dict(zip((f"{flat}.lora_down.weight", f"{flat}.lora_up.weight"), pair, strict=True))
+    other = {f"unet.{name}.lora_{side}.weight": 2 * values for side, values in zip("AB", pair, strict=True)}
+    save_file(tensors | other, path)
+    report = inspect(path)
+    assert set(report.unmatched) == set(other) and len(report.rows) == 1
+    assert all("is there already as" in reason for reason in report.unmatched.values())
+    with pytest.raises(PartialLoadError, match="is there already as"):
+        load(path)
+    assert torch.equal(load(path, allow_partial=True).layers[f"unet.{name}"].down, pair[0])
