@@ -48,6 +48,7 @@ class GateBank:
         self.column = group * adapters + owner
         scale = torch.cat([update.scale for update in self.updates.values()])
         self.scale = torch.stack([self._kept(table, owner) for table in tables] or [torch.ones(())]) * scale
+        self.used = self.column[(self.scale != 0).any(0)].unique()
 
     def _kept(self, table: GateTable, owner: Tensor) -> Tensor:
         """1 for the ranks that a table uses, 0 for the others."""

@@ -15,8 +15,10 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
+from loracomp.errors import UsageError
 from loracomp.fusion import branches
 from loracomp.fusion.branches import CONDITIONAL, UNCONDITIONAL
+from loracomp.fusion.cache import FeatureCache
 from loracomp.fusion.program import Program
 from loracomp.fusion.regions import Masks
 from loracomp.fusion.score import Call, Run, Score, Scores
@@ -45,6 +47,7 @@ class GateHook(ModelHook):
     ) -> None:
         super().__init__()
         self.scores = Scores(updates, run, masks)
+        self.cache: FeatureCache | None = None
         self.chunk = chunk
         self.calls = 0
         self.step = -1
@@ -56,6 +59,7 @@ class GateHook(ModelHook):
         self._shown: Score | None = None
         self._rest: tuple[Any, ...] | None = None
         self._plain: Callable[..., Any] | None = None
+        self._options: Mapping[str, Any] | None = None
         self.set_programs(programs)
 
     @property
@@ -66,16 +70,17 @@ class GateHook(ModelHook):
     def set_programs(self, programs: Sequence[Program]) -> None:
         """Replaces the programs; takes effect with the next denoiser call."""
         self.scores.set_programs(programs)
+        if self.cache is not None:
+            self.cache.forget()
 
     def compile(self, options: Mapping[str, Any]) -> None:
         """Compiles what this hook wraps, with options of ``torch.compile``; the hook itself stays eager."""
-        self._plain = self.fn_ref.forward
-        self.fn_ref.forward = torch.compile(self._plain, **options)
+        self._options = options
+        self._compile_all()
 
     def leave(self) -> None:
-        """Undoes :meth:`compile`."""
-        if self._plain is not None:
-            self.fn_ref.forward, self._plain = self._plain, None
+        """Undoes :meth:`compile`, and takes the cache off."""
+        self._leave_blocks()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def pre_forward(
@@ -83,6 +88,7 @@ class GateHook(ModelHook):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Sets this step's gates and takes the rows of the batch that the programs need."""
         sample: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        self._settle(module)
         self._find_step(args[1] if len(args) > 1 else kwargs["timestep"])
         call = Call(module, sample, kwargs, self._halves(len(sample)))
         self._score = score = self.scores.at(call)
@@ -117,6 +123,8 @@ class GateHook(ModelHook):
         if self._times is not scheduler.timesteps:
             self._times, self.step = scheduler.timesteps, -1
             self.scores.forget()
+            if self.cache is not None:
+                self.cache.forget()
         step = step_of(scheduler, timestep)
         self._repeats = self._repeats + 1 if step == self.step else 0
         self.step = step
@@ -139,15 +147,67 @@ class GateHook(ModelHook):
     def _chunk(self, score: Score, args: Any, kwargs: Any, part: slice) -> tuple[Any, Any]:
         """The rows of one chunk of a batch, with its gates set."""
         self._set(score, part)
-        index = torch.arange(score.count, device=score.columns.device)[part]
+        index = torch.arange(score.count, device=score.columns[0].device)[part]
         return branches.take(args, score.count, index), branches.take(kwargs, score.count, index)
 
     def _set(self, score: Score, part: slice) -> None:
         """Sets the gates of a part of the rows."""
-        if self.scores.bank is not None:
-            rows = slice(None) if score.rows.shared else part
-            self.scores.bank.write(score.columns[self.step, rows], score.program[rows])
         placed = score.regions
         if placed is not None and (self._shown is not score or placed.pictures is not None):
             placed.show(part)
         self._shown = score
+        refreshed = self._refreshed(score, part) if self.cache is not None else None
+        rows = slice(None) if score.rows.shared else part
+        for bank, columns in zip(self.scores.banks, score.columns, strict=True):
+            chosen: slice | Tensor = rows
+            if refreshed is not None and bank is self.scores.banks[-1]:
+                if not len(refreshed):
+                    continue
+                if not score.rows.shared:
+                    chosen = torch.arange(score.count)[part][refreshed].to(columns.device)
+            if bank is not None:
+                bank.write(columns[self.step, chosen], score.program[chosen])
+
+    def _refreshed(self, score: Score, part: slice) -> Tensor | None:
+        """Which of the rows the cache computes anew; None for all."""
+        assert self.cache is not None
+        steps, marks = len(score.inside), score.rows.refresh
+        count = len(range(score.count)[part])
+        if marks is None:
+            wanted = self.cache.plan.refresh(steps)[self.step].expand(count)
+        else:
+            wanted = marks[self.step, part]
+        gates = score.inside[self.step]
+        gates = gates.expand(count, -1) if score.rows.shared else gates[part]
+        # Regions are shown for all rows of a call alike.
+        together = score.regions is not None and score.regions.pictures is not None
+        return self.cache.begin((score, part.start), wanted, gates, together)
+
+    def _settle(self, module: nn.Module) -> None:
+        """Installs or removes the feature cache, as the programs want it."""
+        plan = self.programs[0].cache
+        if any(program.cache != plan for program in self.programs):
+            raise UsageError("programs of one batch have different cache plans; give all the same")
+        if (self.cache.plan if self.cache else None) == plan:
+            return
+        self._leave_blocks()
+        self.cache = FeatureCache(module, plan) if plan else None
+        self.scores.divide(self.cache.order if self.cache else ())
+        self._compile_all()
+
+    def _compile_all(self) -> None:
+        if self._options is None:
+            return
+        if self.cache is not None:
+            self.cache.compile(self._options)
+        else:
+            self._plain = self.fn_ref.forward
+            self.fn_ref.forward = torch.compile(self._plain, **self._options)
+
+    def _leave_blocks(self) -> None:
+        """Undoes what was done to the denoiser's blocks and its forward."""
+        if self._plain is not None:
+            self.fn_ref.forward, self._plain = self._plain, None
+        if self.cache is not None:
+            self.cache.leave()
+            self.cache = None

@@ -59,8 +59,8 @@ class Score:
 
     Attributes:
         rows: The rows.
-        columns: Gates as :meth:`GateBank.write` takes them, shape (steps, rows or 1, columns).
-        host: The same on the CPU.
+        columns: Gates as each bank takes them, shape (steps, rows or 1, columns).
+        inside: The last bank's on the CPU, of the columns that are in use.
         program: The program of each row of gates.
         index: The pipeline's row behind each row; None where the batch stays as it is.
         mixing: Matrices from rows to the pipeline's rows, shape (steps, batch, rows), or None.
@@ -68,8 +68,8 @@ class Score:
     """
 
     rows: Rows
-    columns: Tensor
-    host: Tensor
+    columns: tuple[Tensor, ...]
+    inside: Tensor
     program: Tensor
     index: Tensor | None
     mixing: Tensor | None
@@ -94,8 +94,24 @@ class Scores:
         self.updates = updates
         self.run = run
         self.masks = masks
-        self.bank = GateBank(updates) if updates else None
         self._known: dict[tuple[Any, ...], Score] = {}
+        self.divide(())
+
+    def divide(self, inside: Sequence[str]) -> None:
+        """Splits the layers into those outside of some blocks and those inside, a bank for each.
+
+        Rows of the layers inside can then be written apart. Without blocks everything is outside.
+
+        Args:
+            inside: Module paths of the blocks.
+        """
+        groups: tuple[dict[str, StackedUpdate], ...] = ({}, {})
+        for path, update in self.updates.items():
+            within = any(path.partition(".")[2].startswith(f"{block}.") for block in inside)
+            groups[within][path] = update
+        self.banks = tuple(GateBank(group) if group else None for group in groups)
+        self._arranged = False
+        self.forget()
 
     def set_programs(self, programs: Sequence[Program]) -> None:
         """Replaces the programs."""
@@ -127,16 +143,22 @@ class Scores:
         scheduler = self.run.scheduler()
         count, sigmas = len(scheduler.timesteps), sigmas_of(scheduler)
         tables = [program.table(count, sigmas) for program in self.programs]
-        if self.bank is not None and not self._arranged:
-            self.bank.arrange(tables, tables[0].gates.shape[2])
+        if not self._arranged:
+            for bank in self.banks:
+                if bank is not None:
+                    bank.arrange(tables, tables[0].gates.shape[2])
             self._arranged = True
         rows = branches.arrange(tables, batch, call.halves)
         rows, placed = self._placed(rows, call)
-        host = self.bank.columns(rows.gates, rows.programs) if self.bank is not None else rows.gates
+        hosts = [
+            rows.gates[..., :0] if bank is None else bank.columns(rows.gates, rows.programs)
+            for bank in self.banks
+        ]
+        inner = self.banks[-1]
         return Score(
             rows,
-            host.to(device),
-            host,
+            tuple(host.to(device) for host in hosts),
+            hosts[-1] if inner is None else hosts[-1][..., inner.used],
             rows.programs.to(device),
             None if rows.single else rows.sources.to(device),
             None if rows.single else rows.mixing().to(device),
