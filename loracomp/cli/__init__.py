@@ -17,7 +17,19 @@ from typing import Annotated
 import typer
 
 from loracomp import __version__
-from loracomp.cli import adapters, base, benchmark, compose, doctor, inspect, merge, methods, train
+from loracomp.cli import (
+    adapters,
+    base,
+    benchmark,
+    compose,
+    diagnose,
+    doctor,
+    inspect,
+    merge,
+    methods,
+    profile,
+    train,
+)
 from loracomp.cli.screen import fail
 from loracomp.errors import LoracompError
 
@@ -35,6 +47,8 @@ app.command("convert")(doctor.convert)
 app.command("merge")(merge.merge)
 app.command("fold")(merge.fold)
 app.command("methods")(methods.methods)
+app.command("diagnose")(diagnose.diagnose)
+app.command("profile")(profile.profile)
 app.add_typer(train.app, name="train")
 app.add_typer(base.app, name="base")
 app.add_typer(adapters.app, name="adapters")

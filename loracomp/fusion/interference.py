@@ -76,7 +76,7 @@ class Interference:
         rank: The rank at which energy is lost: the largest of an adapter.
         blocks: By block, in the order of the model.
         whole: The same over all layers.
-        collisions: Trigger words that two adapters share, by pair of positions.
+        collisions: Trigger phrases that two adapters share, by pair of positions.
         bands: ``high``, ``low`` or ``unknown`` per adapter, None where not profiled.
     """
 
@@ -140,10 +140,15 @@ def block_of(path: str) -> str:
 
 
 def collisions(adapters: Sequence[Adapter]) -> dict[tuple[int, int], tuple[str, ...]]:
-    """Words that occur in the trigger phrases of both of two adapters."""
-    words = [{word for phrase in a.trigger_words for word in phrase.lower().split()} for a in adapters]
-    shared = {pair: words[pair[0]] & words[pair[1]] for pair in combinations(range(len(words)), 2)}
-    return {pair: tuple(sorted(found)) for pair, found in shared.items() if found}
+    """Trigger phrases of one of two adapters that occur, as whole words, in one of the other's."""
+    phrases = [[f" {' '.join(phrase.lower().split())} " for phrase in a.trigger_words] for a in adapters]
+    found = {}
+    for i, j in combinations(range(len(phrases)), 2):
+        both = ((first, second) for first in phrases[i] for second in phrases[j])
+        shared = {min(pair, key=len).strip() for pair in both if min(pair, key=len) in max(pair, key=len)}
+        if shared:
+            found[i, j] = tuple(sorted(shared))
+    return found
 
 
 def examine(updates: Sequence[LowRank | None], weights: Sequence[float], rank: int) -> Layer:

@@ -51,7 +51,7 @@ class Measured:
             "effect": self.effect.to_parts() if self.effect else None,
             "setting": self.setting,
         }
-        return json.dumps(parts, indent=1) + "\n"
+        return json.dumps(parts) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Measured:
