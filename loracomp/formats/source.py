@@ -86,6 +86,12 @@ class Source:
             self._hashed = info.end
         return raw.view(info.dtype).view(info.shape)
 
+    def content(self) -> Tensor:
+        """All tensor bytes in one read, uint8; byte 0 is the file's ``header.data_begin``."""
+        raw = torch.empty(self.header.size - self.header.data_begin, dtype=torch.uint8)
+        self._fill(memoryview(raw.numpy().data), self.header.data_begin)
+        return raw
+
     def _memory(self, size: int, scratch: str) -> tuple[Tensor, memoryview]:
         """``size`` bytes, new ones or those of a scratch name, as a tensor and as a window for reading."""
         held = self._scratch.get(scratch) if scratch else None

@@ -1,0 +1,145 @@
+"""The training-free features of an adapter: what its weights do, whatever file they came in.
+
+All numbers are functions of ΔW alone: gauge, alpha folding, rank padding, dialect, tensor order and, up
+to rounding, dtype make no difference. Absent layers and layers of zero updates are masked alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from loracomp.lowrank import LowRank
+from loracomp.retrieval.bank import ProbeBank
+from loracomp.retrieval.reduction import PROBES, Reduced, merged, reduce_layers
+from loracomp.retrieval.sites import SiteTable
+from loracomp.retrieval.spectra import NUMBERS, spectrum_features, squared_singular_values
+from loracomp.retrieval.textprobes import TextBlock, text_block
+
+VERSION = 1
+SKETCH = PROBES * PROBES
+HALF = PROBES * (PROBES + 1) // 2
+_POOL = 1 << 15
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of one adapter; ``sites`` layers in the order of the base's site table.
+
+    Attributes:
+        present: Which layers it changes, shape (sites,), bool.
+        spectra: See :mod:`loracomp.retrieval.spectra`, shape (sites, 13), float32; 0 where absent.
+        sketch: P ΔW Qᵀ / ‖ΔW‖ of each layer, shape (sites, 256), float16.
+        out: Upper half of P ΔW ΔWᵀ Pᵀ / ‖ΔW‖², shape (sites, 136), float16.
+        into: Upper half of Q ΔWᵀ ΔW Qᵀ / ‖ΔW‖², shape (sites, 136), float16.
+        whole: Signed sum of all layers' P ΔW Qᵀ, shape (256,), float32; linear in ΔW, and its inner
+            products estimate those of whole adapters.
+        text: Answers to the text probes; None without a bank or without layers that read the text.
+    """
+
+    present: Tensor
+    spectra: Tensor
+    sketch: Tensor
+    out: Tensor
+    into: Tensor
+    whole: Tensor
+    text: TextBlock | None = None
+
+    @property
+    def log_norm(self) -> float:
+        """Natural logarithm of ‖ΔW‖ over all layers; -inf for an adapter that changes nothing."""
+        logs = self.spectra[self.present, 0].double()
+        return float((2 * logs).logsumexp(0) / 2) if len(logs) else float("-inf")
+
+
+def features(layers: Mapping[int, LowRank], table: SiteTable, bank: ProbeBank | None = None) -> Features:
+    """The features of an adapter from its layers by position in the site table.
+
+    Args:
+        layers: Updates, finite.
+        table: The base's sites.
+        bank: The base's text probes, for the text block and relative norms.
+
+    Raises:
+        FloatingPointError: Values that are not finite, or so large that their products are not.
+    """
+    norms = bank.norms if bank else torch.full((len(table),), float("nan"))
+    empty = _Columns(table, norms)
+    for reduced in merged(reduce_layers(layers.items())):
+        empty.add(reduced)
+    text = text_block(layers, bank) if bank else None
+    return Features(
+        empty.present,
+        empty.spectra,
+        empty.sketch.half(),
+        empty.out.half(),
+        empty.into.half(),
+        empty.whole,
+        text,
+    )
+
+
+class _Columns:
+    """Feature columns that fill up batch by batch."""
+
+    def __init__(self, table: SiteTable, norms: Tensor) -> None:
+        count = len(table)
+        self._table, self._norms = table, norms
+        self.present = torch.zeros(count, dtype=torch.bool)
+        self.spectra = torch.zeros(count, NUMBERS)
+        self.sketch = torch.zeros(count, SKETCH)
+        self.out, self.into = torch.zeros(count, HALF), torch.zeros(count, HALF)
+        self.whole = torch.zeros(SKETCH)
+
+    def add(self, reduced: Reduced) -> None:
+        if not bool(reduced.up.isfinite().all() and reduced.down.isfinite().all()):
+            raise FloatingPointError("values that are not finite, or whose products are not")
+        places = torch.tensor(reduced.places)
+        squares = squared_singular_values(reduced.up, reduced.down, reduced.scale)
+        total = squares.sum(1)
+        changed = total > 0
+        numbers = spectrum_features(squares, self._norms[places])
+        sketch, out, into = sketches(reduced)
+        self.whole += (sketch.flatten(1) * _site_signs(self._table, reduced.places)).sum(0).float()
+        size = total.clamp_min(1e-30)[:, None]
+        self.present[places] = changed
+        self.spectra[places] = numbers.nan_to_num(0.0) * changed[:, None]
+        self.sketch[places] = (sketch.flatten(1) / size.sqrt()).float()
+        self.out[places] = (_upper(out) / size).float()
+        self.into[places] = (_upper(into) / size).float()
+
+
+def sketches(reduced: Reduced) -> tuple[Tensor, Tensor, Tensor]:
+    """P ΔW Qᵀ, P ΔW ΔWᵀ Pᵀ and Q ΔWᵀ ΔW Qᵀ of reduced layers, each (n, 16, 16), float64."""
+    left, right = reduced.left.double(), reduced.right.double()
+    scale = reduced.scale[:, None, None]
+    out = left @ reduced.down @ left.mT
+    into = right.mT @ reduced.up @ right
+    return left @ right * scale, out * scale.square(), into * scale.square()
+
+
+def _upper(symmetric: Tensor) -> Tensor:
+    return symmetric.flatten(1)[:, _upper_places()]
+
+
+@cache
+def _upper_places() -> Tensor:
+    rows, columns = torch.triu_indices(PROBES, PROBES)
+    return rows * PROBES + columns
+
+
+def _site_signs(table: SiteTable, places: Iterable[int]) -> Tensor:
+    """±1 of each number of each layer, so that layers add up without getting into each other's way."""
+    starts = [crc32(table.sites[place].path.encode()) % (_POOL - SKETCH) for place in places]
+    return _pool()[torch.tensor(starts)[:, None] + torch.arange(SKETCH)]
+
+
+@cache
+def _pool() -> Tensor:
+    source = torch.Generator().manual_seed(20250827)
+    return torch.randint(0, 2, (_POOL,), generator=source).double() * 2 - 1
