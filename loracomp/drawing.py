@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
@@ -11,6 +12,9 @@ from loracomp.adapter import Adapter
 from loracomp.bases import BASES, get_base
 from loracomp.errors import BaseMismatchError, FormatError, UsageError
 from loracomp.fusion import METHODS, Program
+from loracomp.fusion.pictures import mask_of
+from loracomp.fusion.syntax import Term, parse_settings
+from loracomp.fusion.variants import Variant, fitted, program_of
 from loracomp.library import acceleration, open_adapter
 from loracomp.loading import DTYPES, SCHEDULERS, defaults, open_base
 from loracomp.pipeline import StepCallback, base_of, compose, denoiser_of
@@ -42,6 +46,7 @@ def draw(
     pipe: Any = None,
     offload: str = "none",
     on_step: StepCallback | None = None,
+    variants: Sequence[Variant] = (),
 ) -> Drawn:
     """The images of a recipe, each with the recipe that repeats it.
 
@@ -50,16 +55,21 @@ def draw(
         pipe: A pipeline of the recipe's base that is open already.
         offload: See :func:`loracomp.loading.open_base`.
         on_step: Called with (steps done, steps in all).
+        variants: What sets each image apart; as many as the recipe's batch, or none.
 
     Raises:
         BaseMismatchError: An adapter was made for another base.
-        FormatError: An adapter is not the one that the recipe was drawn with.
+        FormatError: An adapter is not the one that the recipe was drawn with, or a mask or a program in
+            it is damaged.
+        UsageError: Strengths, blocks or programs that do not fit the adapters.
         ResourceError: The base is missing.
     """
     _checked(recipe)
     adapters = [open_adapter(use.source) for use in recipe.uses]
     uses = tuple(_same(use, adapter) for use, adapter in zip(recipe.uses, adapters, strict=True))
     _fits_base(recipe, adapters)
+    masks = [mask_of(use.mask) if use.mask else None for use in uses]
+    programs = _programs(recipe, adapters, variants)
     if pipe is None:
         pipe = open_base(
             recipe.base,
@@ -68,23 +78,68 @@ def draw(
             offload=offload,
             scheduler=recipe.scheduler or None,
         )
-    recipe = _settled(replace(recipe, uses=uses), pipe)
+    recipe = _settled(replace(recipe, uses=uses, programs=_recorded(recipe, programs)), pipe)
     images = compose(
         pipe,
         recipe.prompt,
         adapters,
-        Program(recipe.method, tuple(use.weight for use in uses), recipe.options),
-        seed=recipe.seed,
+        programs,
+        masks=masks if any(use.mask for use in uses) else (),
+        seed=recipe.seeds,
         batch=recipe.batch,
         on_step=on_step,
         **_settings(recipe, pipe),
     )
-    return [(image, replace(recipe, index=index)) for index, image in enumerate(images)]
+    return [(image, _of_image(recipe, programs, index)) for index, image in enumerate(images)]
 
 
 def redraw(recipe: Recipe, **choices: Any) -> Drawn:
     """The one image that ``recipe`` describes, drawn in the batch that it came from."""
     return [draw(recipe, **choices)[recipe.index]]
+
+
+def use_of(term: Term) -> Use:
+    """A term of the short syntax as part of a recipe."""
+    plain = term == Term(term.source, term.weight)
+    return Use(term.source, term.weight, settings="" if plain else term.settings)
+
+
+def _programs(
+    recipe: Recipe, adapters: Sequence[Adapter], variants: Sequence[Variant]
+) -> tuple[Program, ...]:
+    """One program for all images, or one per image."""
+    if recipe.programs:
+        try:
+            found = [Program.from_json(json.dumps(parts)) for parts in recipe.programs]
+        except UsageError as error:
+            raise FormatError(f"a recipe with {error}") from error
+        programs = tuple(fitted(program, adapters, "the program") for program in found)
+    else:
+        terms = [
+            parse_settings(u.source, u.settings) if u.settings else Term(u.source, u.weight)
+            for u in recipe.uses
+        ]
+        programs = (program_of(terms, adapters, recipe.method, recipe.options),)
+    if variants:
+        programs = tuple(variant.of(programs[0]) for variant in variants)
+    if len(programs) > 1 and len(programs) != recipe.batch:
+        raise UsageError(f"{len(programs)} programs for {recipe.batch} images; leave out --batch")
+    return programs
+
+
+def _recorded(recipe: Recipe, programs: Sequence[Program]) -> tuple[dict[str, Any], ...]:
+    """The programs as data, where method, options and weights do not say it all."""
+    weights = tuple(use.weight for use in recipe.uses)
+    if list(programs) == [Program(recipe.method, weights, recipe.options)]:
+        return ()
+    return tuple(json.loads(program.to_json()) for program in programs)
+
+
+def _of_image(recipe: Recipe, programs: Sequence[Program], index: int) -> Recipe:
+    """The recipe of one image of a batch, with the weights and the method that it was drawn with."""
+    program = programs[index if len(programs) > 1 else 0]
+    uses = tuple(replace(u, weight=w) for u, w in zip(recipe.uses, program.weights, strict=True))
+    return replace(recipe, uses=uses, method=program.method, options=program.options, index=index)
 
 
 def _few_steps(uses: Sequence[Use]) -> dict[str, Any]:

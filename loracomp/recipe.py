@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 from loracomp.errors import FormatError, UsageError
 
 CHUNK = "loracomp"
-_TAG = re.compile(r"<lora:([^:<>]+)(?::([^<>]*))?>")
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,8 @@ class Use:
         name: What it calls itself.
         digest: Content hash (:attr:`Adapter.digest`), empty until it is loaded.
         hash: First 12 hex digits of the tensor hash, as image sites look it up (AutoV3).
+        settings: Strength and what modifies it, in the short syntax; empty for the weight alone.
+        mask: Where in the image it acts, a small picture as text; empty for everywhere.
     """
 
     source: str
@@ -32,6 +32,8 @@ class Use:
     name: str = ""
     digest: str = ""
     hash: str = ""
+    settings: str = ""
+    mask: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Recipe:
         uses: The adapters, in order.
         method: A composition method.
         options: Its keyword arguments.
+        programs: Gate programs in full, one for all images or one per image; empty where method, options and
+            weights say it all.
         scheduler: A name from ``SCHEDULERS``; empty for the model's own.
         steps: Denoising steps.
         guidance: Classifier-free guidance scale.
         guidance_rescale: Share of the guided prediction whose deviation is set back, in [0, 1].
-        seed: Seed of the first image of the batch.
+        seed: Seed of the first image of the batch; of all its images where each has a program of its own.
         width: Pixels.
         height: Pixels.
         batch: Images drawn together.
@@ -65,6 +69,7 @@ class Recipe:
     uses: tuple[Use, ...] = ()
     method: str = "merge"
     options: Mapping[str, Any] = field(default_factory=dict)
+    programs: tuple[Mapping[str, Any], ...] = ()
     scheduler: str = ""
     steps: int = 25
     guidance: float = 3.0
@@ -77,6 +82,12 @@ class Recipe:
     dtype: str = "fp32"
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seed of each image: images of different programs are compared from the same noise."""
+        step = 0 if len(self.programs) > 1 else 1
+        return tuple(self.seed + step * index for index in range(self.batch))
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
@@ -110,7 +121,7 @@ class Recipe:
             "Steps": self.steps,
             "Sampler": self.scheduler or "default",
             "CFG scale": f"{self.guidance:g}",
-            "Seed": self.seed + self.index,
+            "Seed": self.seed + (0 if len(self.programs) > 1 else self.index),
             "Size": f"{self.width}x{self.height}",
             "Model": Path(self.base).name,
             "LoRA method": self.method,
@@ -144,19 +155,6 @@ def parse_use(text: str, option: str = "--lora") -> Use:
     if not source:
         raise UsageError(f"{option} {text}: no adapter before the colon; write NAME:0.8")
     return Use(source, parse_weight(weight, f"{option} {text}"))
-
-
-def split_prompt(prompt: str) -> tuple[str, tuple[Use, ...]]:
-    """The prompt without its ``<lora:name:weight>`` tags, and the adapters that they name.
-
-    Raises:
-        UsageError: A weight that is no number.
-    """
-    uses = tuple(
-        Use(name.strip(), parse_weight(weight, f"<lora:{name}:{weight}>") if weight else 1.0)
-        for name, weight in _TAG.findall(prompt)
-    )
-    return " ".join(_TAG.sub("", prompt).split()), uses
 
 
 def save_image(image: Any, path: Path, recipe: Recipe) -> None:

@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loracomp.cli.mixture import planned
 from loracomp.cli.screen import Json, emit_json, steps_bar
 from loracomp.errors import UsageError
 
 if TYPE_CHECKING:
-    from loracomp.recipe import Recipe
+    from loracomp.fusion.variants import Variant
+    from loracomp.recipe import Recipe, Use
 
 
 def compose(
     prompt: Annotated[str, typer.Argument(help="What to draw; <lora:NAME:WEIGHT> is understood.")] = "",
     lora: Annotated[
-        list[str] | None, typer.Option("--lora", help="NAME_OR_FILE[:WEIGHT], once per adapter.")
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            help="NAME_OR_FILE[:WEIGHT], also with curves: NAME:0@0..0.3,1@0.3..1. Once per adapter.",
+        ),
     ] = None,
     accelerator: Annotated[
         str | None,
@@ -30,6 +36,20 @@ def compose(
     method: Annotated[str | None, typer.Option(help="See `loracomp methods`.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="NAME=VALUE of the method, e.g. period=0.1.")
+    ] = None,
+    program: Annotated[
+        Path | None, typer.Option(help="JSON file with a gate program, or a list with one per image.")
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="weight=NAME:0,0.5,1 or method=merge,switch: one image each, from the same seed."),
+    ] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE.png: the adapter acts where the picture is white.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=LEFT,TOP,RIGHT,BOTTOM: it acts there; shares of the image or pixels."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Name, diffusers folder, checkpoint or hub id.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
@@ -59,53 +79,30 @@ def compose(
         "guidance": guidance, "guidance_rescale": guidance_rescale, "seed": seed, "batch": batch,
         "options": method_options(option) if option else None, **_size(size),
     }  # fmt: skip
-    recipe = (
-        _repeated(repeat, prompt, lora, choices | {"base": base, "accelerator": accelerator}, dtype, device)
-        if repeat
-        else _planned(
-            prompt, lora or [], accelerator, base or "glyph", choices | {"dtype": dtype, "device": device}
-        )
-    )
+    said = {"vary": vary, "mask": mask, "box": box, "program": program, "accelerator": accelerator}
+    variants: tuple[Variant, ...] = ()
+    if repeat:
+        given = choices | said | {"prompt": prompt, "lora": lora, "base": base}
+        recipe = _repeated(repeat, given, dtype, device)
+    else:
+        where = {"dtype": dtype, "device": device}
+        recipe, variants = planned(prompt, lora or [], said, base or "glyph", choices | where)
     from loracomp.drawing import draw, redraw
     from loracomp.recipe import save_image
 
     with steps_bar("composing", as_json) as on_step:
-        drawn = (redraw if repeat else draw)(recipe, offload=offload, on_step=on_step)
+        drawn = (redraw if repeat else draw)(recipe, offload=offload, on_step=on_step, variants=variants)
     paths = _paths(out, len(drawn))
     for path, (image, used) in zip(paths, drawn, strict=True):
         save_image(image, path, used)
     _report(paths, [used for _, used in drawn], time.monotonic() - started, as_json)
 
 
-def _planned(
-    prompt: str, loras: list[str], accelerator: str | None, base: str, choices: dict[str, Any]
-) -> Recipe:
-    from loracomp.drawing import plan
-    from loracomp.library import find, open_accelerator
-    from loracomp.recipe import parse_use, split_prompt
-
-    text, tagged = split_prompt(prompt)
-    uses = (*map(parse_use, loras), *tagged)
-    if not text:
-        raise UsageError("no prompt; say what to draw: loracomp compose 'a watermelon emoji' --lora mono")
-    for use in uses:
-        find(use.source)
-    if accelerator:
-        fast = parse_use(accelerator, "--accelerator")
-        open_accelerator(fast.source)
-        uses = (*uses, fast)
-    if choices["seed"] is None:
-        choices["seed"] = time.time_ns() % 2**31
-    return plan(text, base, uses=uses, **choices)
-
-
-def _repeated(
-    image: Path, prompt: str, loras: list[str] | None, choices: dict[str, Any], dtype: str, device: str
-) -> Recipe:
+def _repeated(image: Path, choices: dict[str, Any], dtype: str, device: str) -> Recipe:
     """The recipe in the image; nothing but where it runs may be changed."""
     from loracomp.recipe import read_recipe
 
-    given = [name for name, value in (choices | {"prompt": prompt, "lora": loras}).items() if value]
+    given = [name for name, value in choices.items() if value]
     if given:
         raise UsageError(f"--from repeats an image as it was; leave out {', '.join(sorted(given))}")
     recipe = read_recipe(image)
@@ -163,10 +160,22 @@ def _report(paths: list[Path], recipes: list[Recipe], seconds: float, as_json: b
         emit_json({"images": images, "seconds": round(seconds, 2)})
         return
     recipe = recipes[0]
-    parts = " + ".join(f"{use.name} {use.weight:g}" for use in recipe.uses) or "no adapter"
+    parts = " + ".join(_told(use) for use in recipe.uses) or "no adapter"
     for path in paths:
         typer.echo(path)
+    if len(recipe.programs) > 1:
+        for path, used in zip(paths, recipes, strict=True):
+            strengths = " + ".join(f"{use.name} {use.weight:g}" for use in used.uses)
+            typer.echo(f"{path.name}: {strengths}, {used.method}", err=True)
+        parts, method = f"{len(paths)} mixtures", "one batch"
+    else:
+        method = recipe.method
     typer.echo(
-        f"{parts}, {recipe.method}, {recipe.base}, {recipe.steps} steps, seed {recipe.seed}, {seconds:.1f} s",
+        f"{parts}, {method}, {recipe.base}, {recipe.steps} steps, seed {recipe.seed}, {seconds:.1f} s",
         err=True,
     )
+
+
+def _told(use: Use) -> str:
+    settings = use.settings or f"{use.weight:g}"
+    return f"{use.name} {settings}{' in its mask' if use.mask else ''}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loracomp.adapter import Adapter
 from loracomp.fusion.program import Program
+from loracomp.fusion.regions import Masks
 from loracomp.pipeline.attachment import attach, detach
 
 StepCallback = Callable[[int, int], None]
@@ -40,7 +41,8 @@ def compose(
     method: Program | str | Sequence[Program] = "merge",
     weights: Sequence[float] | None = None,
     *,
-    seed: int = 0,
+    masks: Masks = (),
+    seed: int | Sequence[int] = 0,
     batch: int = 1,
     on_step: StepCallback | None = None,
     **settings: Any,
@@ -53,7 +55,8 @@ def compose(
         adapters: Adapters to compose; none draws with the base alone.
         method: A program, the name of a method, or one program per image of the batch.
         weights: One strength per adapter; 1.0 each by default.
-        seed: Seed of the first image; image i of a batch has seed + i.
+        masks: Where each adapter acts, as in :func:`attach`.
+        seed: Seed of the first image, image i of a batch having seed + i; or one seed per image.
         batch: Number of images, drawn together.
         on_step: Called with (steps done, steps in all) after each step.
         **settings: Further arguments of the pipeline's call (``num_inference_steps``, …).
@@ -62,9 +65,10 @@ def compose(
         PIL images, ``batch`` of them.
     """
     steps = int(settings.get("num_inference_steps", 0))
-    generators = [torch.Generator().manual_seed(seed + index) for index in range(batch)]
+    seeds = range(seed, seed + batch) if isinstance(seed, int) else seed
+    generators = [torch.Generator().manual_seed(number) for number in seeds]
     if adapters:
-        attach(pipe, adapters, method, weights)
+        attach(pipe, adapters, method, weights, masks=masks)
     try:
         with _bar(pipe, on_step, steps) as reporting, torch.inference_mode():
             return list(

@@ -11,18 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from loracomp.errors import FormatError, LoracompError, UsageError
-from loracomp.recipe import Recipe, Use, parse_use, read_recipe, save_image, split_prompt
+from loracomp.errors import FormatError, UsageError
+from loracomp.recipe import Recipe, Use, parse_use, read_recipe, save_image
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-uses = st.builds(Use, texts, numbers, texts, texts, texts)
+uses = st.builds(Use, texts, numbers, texts, texts, texts, texts, texts)
 recipes = st.builds(
     Recipe,
     texts,
     negative=texts,
     uses=st.lists(uses, max_size=3).map(tuple),
     options=st.dictionaries(texts, st.one_of(numbers, texts, st.booleans())),
+    programs=st.lists(st.dictionaries(texts, st.lists(numbers, max_size=2)), max_size=2).map(tuple),
     guidance=numbers,
     seed=st.integers(0, 2**63),
 )
@@ -94,17 +95,9 @@ def test_adapters_are_named_with_a_weight(text: str, use: Use) -> None:
     assert parse_use(text) == use
 
 
-@given(texts)
-@settings(deadline=None)
-def test_any_prompt_is_split_or_refused(prompt: str) -> None:
-    try:
-        words, _ = split_prompt(prompt)
-    except LoracompError:
-        return
-    assert "<lora:" not in words or ">" not in words.split("<lora:", 1)[1]
-
-
-def test_tags_leave_the_prompt() -> None:
-    words, found = split_prompt("a <lora:cat:0.5> in  the <lora:wet paint> rain")
-    assert words == "a in the rain"
-    assert found == (Use("cat", 0.5), Use("wet paint"))
+def test_images_of_different_programs_start_from_the_same_noise() -> None:
+    batch = replace(Recipe("a"), seed=7, batch=3)
+    assert batch.seeds == (7, 8, 9)
+    mixed = replace(batch, programs=({"method": "merge"},) * 3, index=2)
+    assert mixed.seeds == (7, 7, 7)
+    assert "Seed: 7," in mixed.infotext()
