@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from loracomp.adapter import Adapter
 from loracomp.bases import get_base
 from loracomp.fusion import Program
-from loracomp.fusion.hook import GateBank
+from loracomp.fusion.gates import GateBank
 from loracomp.fusion.stacked import StackedUpdate
 from loracomp.lowrank import LowRank
 from loracomp.training.tables import BUILDERS
@@ -53,13 +53,12 @@ def adapters(unet: nn.Module, suffixes: tuple[str, ...], count: int, rank: int) 
 
 def stacked(unet: nn.Module, chosen: list[Adapter]) -> nn.Module:
     """The UNet with loracomp's layers, gates at 1."""
-    updates = []
+    updates = {}
     for path in chosen[0].layers:
-        module = unet.get_submodule(path)
-        updates.append(StackedUpdate([(i, a.layers[path]) for i, a in enumerate(chosen)], module))
-    weight = next(unet.parameters())
-    gates = Program("merge", (1.0,) * len(chosen)).table(1).gates[0].to(weight.device)
-    GateBank(updates).write(gates, 1, weight.dtype)
+        pairs = [(index, adapter.layers[path]) for index, adapter in enumerate(chosen)]
+        updates[path] = StackedUpdate(pairs, unet.get_submodule(path))
+    gates = Program("merge", (1.0,) * len(chosen)).table(1).gates[0]
+    GateBank(updates).write(gates.to(next(unet.parameters()).device))
     return unet
 
 

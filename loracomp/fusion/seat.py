@@ -14,18 +14,35 @@ from torch import nn
 NAME = "loracomp"
 
 
-def install(module: nn.Module, hook: ModelHook) -> None:
+def install(module: Any, hook: ModelHook) -> None:
     """Registers the hook on the module."""
-    hook.forward_was_set = "forward" in vars(module)
     hook.registry_was_there = "_diffusers_hook" in vars(module)
+    hook.forward_was_set = "forward" in vars(module)
+    offloader = vars(module)["forward"] if "_old_forward" in vars(module) else None
+    if offloader is not None:
+        # accelerate takes its hooks off after every image, back to what it found here, and puts them on
+        # again: whoever wraps them is lost then. So we stand inside.
+        module.forward = module._old_forward
     HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
     hook.own_forward = vars(module)["forward"]
+    if offloader is not None:
+        module._old_forward, module.forward = module.forward, offloader
 
 
 def installed(module: nn.Module) -> Any:
     """The module's hook, or None."""
     registry = vars(module).get("_diffusers_hook")
     return registry.get_hook(NAME) if registry is not None else None
+
+
+def streams(model: nn.Module) -> bool:
+    """Whether group offloading copies the model's weights in streams of its own.
+
+    It has listed the tensors that it moves by then, and fails on any that come later.
+    """
+    registries = [vars(module).get("_diffusers_hook") for module in model.modules()]
+    hooks = [registry.get_hook("group_offloading") for registry in registries if registry is not None]
+    return any(hook is not None and hook.group.stream is not None for hook in hooks)
 
 
 def remove(module: Any, hook: Any) -> None:

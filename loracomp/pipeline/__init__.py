@@ -7,7 +7,7 @@ loracomp.detach(pipe)
 
 from loracomp.pipeline.attachment import Attachment, Capacity, attach, detach
 from loracomp.pipeline.composing import StepCallback, compose
-from loracomp.pipeline.layers import base_of, denoiser_of, layers_of, weight_shape
+from loracomp.pipeline.layers import base_of, denoiser_of, layers_of, weight_shape, weights_of
 
 __all__ = [
     "Attachment",
@@ -20,4 +20,5 @@ __all__ = [
     "detach",
     "layers_of",
     "weight_shape",
+    "weights_of",
 ]

@@ -11,10 +11,10 @@ from torch import nn
 
 from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
-from loracomp.fusion import blocks, edits, seat
+from loracomp.fusion import edits, seat
 from loracomp.fusion.adoption import Adopted, adopt
 from loracomp.fusion.hook import GateHook
-from loracomp.fusion.program import Profile, Program
+from loracomp.fusion.program import Program
 from loracomp.fusion.regions import Masks, checked
 from loracomp.fusion.score import Run
 from loracomp.fusion.stacked import StackedUpdate
@@ -28,8 +28,7 @@ from loracomp.pipeline.layers import (
     text_encoders_of,
 )
 from loracomp.pipeline.prompts import Prompts
-
-Programs = Program | str | Sequence[Program]
+from loracomp.pipeline.requests import Programs, check_blocks, complete
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ class Attachment:
 
     def set_program(self, program: Programs, weights: Sequence[float] | None = None) -> None:
         """Replaces method, weights or both; no layer is rebuilt and nothing is compiled anew."""
-        chosen = _complete(program, weights, self.adapters)
-        _check_blocks(chosen, self.updates)
+        chosen = complete(program, weights, self.adapters)
+        check_blocks(chosen, self.updates)
         if (edit := edits.key(chosen)) != self.edit:
             self._write(places_of(self.pipe, edits.edited(self.adapters, chosen)), edit)
         self.hook.set_programs(chosen)
@@ -101,7 +100,7 @@ class Attachment:
             UsageError: They need more room than was reserved; nothing is changed.
             BaseMismatchError: They are for another base; nothing is changed.
         """
-        chosen = _complete(program or replace(self.program, weights=(), always=()), weights, adapters)
+        chosen = complete(program or replace(self.program, weights=(), always=()), weights, adapters)
         where = checked(masks, len(adapters)) if masks else ()
         places = places_of(self.pipe, edits.edited(adapters, chosen))
         for path, (_, layers) in places.items():
@@ -170,12 +169,13 @@ def attach(
         UnknownNameError: No such method.
     """
     detach(pipe)
+    _check_offloading(pipe)
     adopted = adopt(dict([denoiser_of(pipe), *text_encoders_of(pipe).items()]), base_of(pipe))
-    chosen = _complete(program, weights, adapters, adopted)
+    chosen = complete(program, weights, adapters, adopted)
     adapters = (*adopted.adapters, *adapters)
     where = checked([None] * len(adopted.adapters) + list(masks), len(adapters)) if masks else ()
     places = _reserved(pipe, places_of(pipe, edits.edited(adapters, chosen)), capacity or Capacity())
-    _check_blocks(chosen, places)
+    check_blocks(chosen, places)
     updates = _build(pipe, places, (capacity or Capacity()).rank)
     by_component: dict[str, dict[str, StackedUpdate]] = {}
     for path, (_, update) in updates.items():
@@ -207,53 +207,12 @@ def detach(pipe: Any) -> None:
     hook.attachment.adopted.restore()
 
 
-def _complete(
-    program: Programs,
-    weights: Sequence[float] | None,
-    adapters: Sequence[Adapter],
-    adopted: Adopted | None = None,
-) -> tuple[Program, ...]:
-    """The programs with exactly one weight per adapter each, adopted ones first, accelerators always on."""
-    adopted = adopted or Adopted()
-    if not adapters and not adopted.adapters:
-        raise UsageError("no adapters given; name at least one, or draw with the base alone")
-    if isinstance(program, str):
-        program = Program(program)
-    programs = (program,) if isinstance(program, Program) else tuple(program)
-    if not programs:
-        raise UsageError("no programs given; give one, or one per image")
-    given = tuple(weights) if weights is not None else None
-    return tuple(_complete_one(one, given, adapters, adopted) for one in programs)
-
-
-def _complete_one(
-    program: Program, weights: tuple[float, ...] | None, adapters: Sequence[Adapter], adopted: Adopted
-) -> Program:
-    before, count = len(adopted.adapters), len(adopted.adapters) + len(adapters)
-    values, shift = weights if weights is not None else program.weights, 0
-    if before and len(values) in (0, len(adapters)):
-        values, shift = (*adopted.weights, *(values or (1.0,) * len(adapters))), before
-    values = values or (1.0,) * count if weights is None else values
-    if len(values) != count:
-        raise UsageError(f"{len(values)} weights for {count} adapters; give one weight per adapter")
-    profiles = program.profiles
-    if shift and len(profiles) == len(adapters):
-        profiles = (*(Profile(),) * before, *profiles)
-    if profiles and len(profiles) != count:
-        raise UsageError(f"{len(profiles)} profiles for {count} adapters; give one per adapter")
-    fast = {before + index for index, adapter in enumerate(adapters) if adapter.accelerator}
-    always = tuple(sorted(fast | {shift + index for index in program.always}))
-    chosen = replace(program, weights=values, always=always, profiles=profiles)
-    chosen.table(1, torch.ones(1))
-    return chosen
-
-
-def _check_blocks(programs: Sequence[Program], paths: Mapping[str, Any]) -> None:
-    """Refuses a block name that no layer answers to, which would otherwise do nothing in silence."""
-    wanted = {name for program in programs for profile in program.profiles for name in profile.blocks}
-    if unknown := sorted(wanted - blocks.known(paths) if wanted else ()):
+def _check_offloading(pipe: Any) -> None:
+    models = dict([denoiser_of(pipe), *text_encoders_of(pipe).items()])
+    if name := next((name for name, model in models.items() if seat.streams(model)), None):
         raise UsageError(
-            f"no adapter changes a block {unknown[0]!r}; there are {', '.join(blocks.short(paths))}"
+            f"{name} is offloaded group by group in streams, which take no further layers; "
+            "attach first, and call enable_group_offload(use_stream=True) then"
         )
 
 

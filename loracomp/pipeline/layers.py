@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from loracomp.adapter import Adapter
 from loracomp.bases import BASES, DIT_TARGETS, UNET_TARGETS, classic_path, fit
 from loracomp.errors import BaseMismatchError, UsageError
+from loracomp.formats.updates import Weights
 from loracomp.fusion.stacked import reshape, weight_shape
 from loracomp.lowrank import LowRank
 
@@ -21,6 +22,7 @@ __all__ = [
     "places_of",
     "text_encoders_of",
     "weight_shape",
+    "weights_of",
 ]
 
 Places = dict[str, tuple[nn.Module, list[tuple[int, LowRank]]]]
@@ -64,6 +66,17 @@ def base_of(pipe: Any) -> str:
     shapes = {path: weight_shape(layer) for path, layer in layers_of(pipe).items()}
     name = max(BASES, key=lambda base: fit(shapes, base))
     return name if fit(shapes, name) > 0.9 else type(pipe).__name__
+
+
+def weights_of(pipe: Any) -> Weights:
+    """The pipeline's own weights by module path, which :func:`loracomp.load` converts DoRA files with."""
+    layers = layers_of(pipe)
+
+    def weight(path: str) -> Tensor:
+        values: Tensor = layers[path].weight  # type: ignore[assignment]
+        return values.detach()
+
+    return weight
 
 
 def default_targets(pipe: Any) -> tuple[str, ...]:
