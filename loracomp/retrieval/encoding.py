@@ -42,7 +42,7 @@ class Facts:
         bytes: Size of the file.
         norm: ‖ΔW‖ over all layers.
         complete: Whether every tensor had a place.
-        update: Hash of ΔW, equal for equal updates up to rounding.
+        delta: Hash of ΔW, equal for equal updates up to rounding.
     """
 
     id: str
@@ -60,7 +60,7 @@ class Facts:
     bytes: int
     norm: float
     complete: bool
-    update: str
+    delta: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,5 +136,5 @@ def _facts(
         bytes=source.header.size,
         norm=float(found.whole.norm()),
         complete=not matched.unmatched and not dora,
-        update=canonical_hash(tuple(found.whole[:64].tolist())),
+        delta=canonical_hash(tuple(found.whole[:64].tolist())),
     )
