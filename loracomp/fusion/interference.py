@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -144,8 +144,8 @@ def collisions(adapters: Sequence[Adapter]) -> dict[tuple[int, int], tuple[str, 
     phrases = [[f" {' '.join(phrase.lower().split())} " for phrase in a.trigger_words] for a in adapters]
     found = {}
     for i, j in combinations(range(len(phrases)), 2):
-        both = ((first, second) for first in phrases[i] for second in phrases[j])
-        shared = {min(pair, key=len).strip() for pair in both if min(pair, key=len) in max(pair, key=len)}
+        both = (sorted(pair, key=len) for pair in product(phrases[i], phrases[j]))
+        shared = {short.strip() for short, long in both if short in long}
         if shared:
             found[i, j] = tuple(sorted(shared))
     return found
