@@ -24,6 +24,7 @@ from loracomp.cli import (
     compose,
     diagnose,
     doctor,
+    index,
     inspect,
     merge,
     methods,
@@ -53,6 +54,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(base.app, name="base")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(benchmark.app, name="benchmark")
+app.add_typer(index.app, name="index")
 
 
 class InterruptedByUserError(LoracompError):

@@ -37,7 +37,7 @@ class ProbeBank:
         base: Name of the base.
         common: Mean state over the prompts, shape (d,).
         states: Centered states, shape (p, d).
-        weights: Weights of the ``s`` layers that read the text, each (rows, d), by position in the site table.
+        weights: Weights of the ``s`` layers that read the text, each (rows, d), by position.
         inverse: (Σ_l WᵀW / ‖W‖² + μ)⁻¹, shape (d, d); see :mod:`loracomp.retrieval.textprobes`.
         answers: ‖W_l h(p)‖, shape (s, p).
         norms: ‖W‖ of every site of the base, shape (sites,); NaN where the weights were not at hand.

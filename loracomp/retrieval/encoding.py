@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ class Encoded:
 def encode_file(
     path: str | os.PathLike[str],
     *,
-    bank: ProbeBank | None = None,
+    banks: Mapping[str, ProbeBank] | None = None,
     base: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Encoded:
@@ -82,7 +83,7 @@ def encode_file(
 
     Args:
         path: A ``.safetensors`` file.
-        bank: Text probes; used where the file is for the bank's base.
+        banks: Text probes by base.
         base: The base it must be for; recognised where None.
         limits: What the gate for untrusted files lets through.
 
@@ -95,7 +96,7 @@ def encode_file(
         table = site_table(matched.place.base)
         layers, identity = read_layers(source, matched, table)
         try:
-            found = features(layers, table, bank if bank and bank.base == table.base else None)
+            found = features(layers, table, (banks or {}).get(table.base))
         except FloatingPointError:
             check_values(source, matched)
             raise FormatError(

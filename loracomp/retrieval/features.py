@@ -73,6 +73,8 @@ def features(layers: Mapping[int, LowRank], table: SiteTable, bank: ProbeBank | 
     for reduced in merged(reduce_layers(layers.items())):
         empty.add(reduced)
     text = text_block(layers, bank) if bank else None
+    if text is not None and not all(bool(part.half().isfinite().all()) for part in vars(text).values()):
+        raise FloatingPointError("answers to text probes that half precision cannot hold")
     return Features(
         empty.present,
         empty.spectra,

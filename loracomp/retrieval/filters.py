@@ -43,7 +43,7 @@ class All:
 
 
 @dataclass(frozen=True)
-class Any_:
+class Either:
     """Some part holds; of no part at all, never."""
 
     parts: tuple[Filter, ...]
@@ -56,7 +56,7 @@ class Not:
     part: Filter
 
 
-Filter = Compare | All | Any_ | Not
+Filter = Compare | All | Either | Not
 EVERYTHING = All(())
 
 
@@ -112,7 +112,7 @@ def holds(where: Filter, row: Mapping[str, Any]) -> bool:
     """Whether a row passes; the meaning that every engine has to match."""
     if isinstance(where, All):
         return all(holds(part, row) for part in where.parts)
-    if isinstance(where, Any_):
+    if isinstance(where, Either):
         return any(holds(part, row) for part in where.parts)
     if isinstance(where, Not):
         return not holds(where.part, row)
@@ -172,7 +172,7 @@ class _Parser:
         parts = [self._together(depth)]
         while self._took("or"):
             parts.append(self._together(depth))
-        return parts[0] if len(parts) == 1 else Any_(tuple(parts))
+        return parts[0] if len(parts) == 1 else Either(tuple(parts))
 
     def _together(self, depth: int) -> Filter:
         parts = [self._one(depth)]

@@ -47,7 +47,7 @@ class Hit:
 
 
 class AdapterIndex(Protocol):
-    """What every engine does. Methods raise :class:`~loracomp.errors.ResourceError` where it is out of reach."""
+    """What every engine does; ResourceError where it is out of reach."""
 
     def upsert(self, rows: Iterable[Row]) -> int:
         """Adds rows or replaces those of the same id, all or none; the new version."""

@@ -11,8 +11,8 @@ from loracomp.retrieval.filters import (
     COLUMNS,
     EVERYTHING,
     All,
-    Any_,
     Compare,
+    Either,
     Filter,
     Not,
     Value,
@@ -79,7 +79,7 @@ class LanceIndex:
 
     def delete(self, what: Sequence[str] | Filter) -> int:
         """Removes rows by id or filter."""
-        if not isinstance(what, (Compare, All, Any_, Not)):
+        if not isinstance(what, (Compare, All, Either, Not)):
             if not what:
                 return self._version()
             what = Compare("id", "in", tuple(what))
@@ -237,7 +237,7 @@ def _hit(row: dict[str, Any], version: int) -> Hit:
 
 def sql(where: Filter) -> str:
     """A filter in DataFusion's SQL; columns are known names and values literals."""
-    if isinstance(where, (All, Any_)):
+    if isinstance(where, (All, Either)):
         word, none = (" AND ", "true") if isinstance(where, All) else (" OR ", "false")
         return f"({word.join(map(sql, where.parts))})" if where.parts else none
     if isinstance(where, Not):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loracomp.errors import FormatError, ResourceError, UsageError
-from loracomp.retrieval.filters import COLUMNS, EVERYTHING, All, Any_, Compare, Filter, Not, both, compare
+from loracomp.retrieval.filters import COLUMNS, EVERYTHING, All, Compare, Either, Filter, Not, both, compare
 from loracomp.retrieval.index import FLAGS, SPACES, VALUES, Hit, Row
 from loracomp.retrieval.rows import from_arrow, plain_columns, schema, to_arrow
 
@@ -22,7 +22,7 @@ _BATCH = 512
 
 
 class PostgresIndex:
-    """See :class:`~loracomp.retrieval.index.AdapterIndex`. It keeps no history: only the current version answers.
+    """See :class:`~loracomp.retrieval.index.AdapterIndex`; without history, only the current version answers.
 
     Args:
         address: ``postgresql://user@host/database``; the table ``loracomp_adapters`` is made where missing.
@@ -92,7 +92,7 @@ class PostgresIndex:
 
     def delete(self, what: Sequence[str] | Filter) -> int:
         """Removes rows by id or filter."""
-        if not isinstance(what, (Compare, All, Any_, Not)):
+        if not isinstance(what, (Compare, All, Either, Not)):
             if not what:
                 return self._version()
             what = Compare("id", "in", tuple(what))
@@ -232,7 +232,10 @@ def _column(name: str) -> str:
 
 _NAMES = (*COLUMNS, *VALUES, "probes", *(f"v_{space}" for space in SPACES))
 _TABLE = f"CREATE TABLE IF NOT EXISTS loracomp_adapters ({', '.join(map(_column, _NAMES))})"
-_VERSION = "CREATE TABLE IF NOT EXISTS loracomp_version (one boolean PRIMARY KEY CHECK (one), version bigint NOT NULL)"
+_VERSION = (
+    "CREATE TABLE IF NOT EXISTS loracomp_version "
+    "(one boolean PRIMARY KEY CHECK (one), version bigint NOT NULL)"
+)
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -269,7 +272,7 @@ def _row(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
 
 def compiled(where: Filter) -> tuple[str, list[Any]]:
     """A filter as a condition with placeholders, and their values; columns are known names."""
-    if isinstance(where, (All, Any_)):
+    if isinstance(where, (All, Either)):
         word, none = (" AND ", "true") if isinstance(where, All) else (" OR ", "false")
         parts = [compiled(part) for part in where.parts]
         text = f"({word.join(part for part, _ in parts)})" if parts else none

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from retrieval.known import CROSS, adapter, alike, bank
 from safetensors.torch import load_file, save_file
 
 from loracomp.adapter import Adapter
@@ -19,7 +20,6 @@ from loracomp.retrieval.features import features
 from loracomp.retrieval.reduction import merged, reduce_layers
 from loracomp.retrieval.sites import site_table
 from loracomp.retrieval.spectra import squared_singular_values
-from retrieval.known import CROSS, adapter, alike, bank
 
 TABLE = site_table("glyph")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from loracomp.errors import UnknownNameError, UsageError
-from loracomp.retrieval.filters import All, Any_, Compare, Not, parse
+from loracomp.retrieval.filters import All, Compare, Either, Not, parse
 
 
 def test_and_binds_tighter_than_or_and_not_tightest() -> None:
     first, second = Compare("rank", "<=", 16), Compare("licence", "=", "MIT")
     third = Compare("name", "contains", "it's")
-    assert parse("rank <= 16 or licence = 'MIT' and not name contains 'it''s'") == Any_(
+    assert parse("rank <= 16 or licence = 'MIT' and not name contains 'it''s'") == Either(
         (first, All((second, Not(third))))
     )
     assert parse("(RANK_ <= 1)".replace("RANK_", "rank")) == Compare("rank", "<=", 1)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from loracomp.errors import FormatError, UsageError
-from loracomp.retrieval.filters import COLUMNS, All, Any_, Compare, Filter, Not, compare, holds, parse
+from loracomp.retrieval.filters import COLUMNS, All, Compare, Either, Filter, Not, compare, holds, parse
 from loracomp.retrieval.index import SPACES, AdapterIndex, open_index
 
 LICENCES = ("MIT", "Apache-2.0", "O'Reilly", "", "50%_off\\")
@@ -22,11 +22,12 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
     source = np.random.default_rng(number)
     made: dict[str, Any] = {
         "id": f"{number:064x}", "path": f"/loras/{number}.safetensors", "name": f"lora {number}",
-        "base": ("glyph", "sdxl")[number % 2], "licence": LICENCES[number % len(LICENCES)], "words": "Ein Süßer Drache",
-        "trigger": "zxq", "kind": "lora", "dialect": "kohya", "groups": "mlp", "delta": "00", "encoder": "free-1",
-        "rank": 4 * (number % 5), "sites": 10, "bytes": 1000 + number, "quarantine": 0, "added": 1_700_000_000,
-        "norm": number / 8, "complete": number % 3 > 0, "heard": number % 7 > 0, "learned": False,
-        "heard_mean": 0.5, "heard_spread": 2.0, "probes": bytes([number % 256, 0, 255]),
+        "base": ("glyph", "sdxl")[number % 2], "licence": LICENCES[number % len(LICENCES)],
+        "words": "Ein Süßer Drache", "trigger": "zxq", "kind": "lora", "dialect": "kohya", "groups": "mlp",
+        "delta": "00", "encoder": "free-1", "rank": 4 * (number % 5), "sites": 10, "bytes": 1000 + number,
+        "quarantine": 0, "added": 1_700_000_000, "norm": number / 8, "complete": number % 3 > 0,
+        "heard": number % 7 > 0, "learned": False, "heard_mean": 0.5, "heard_spread": 2.0,
+        "probes": bytes([number % 256, 0, 255]),
     }  # fmt: skip
     for space, width in SPACES.items():
         vector = source.standard_normal(width).astype(np.float32)
@@ -174,7 +175,7 @@ def filters(draw: Any) -> Filter:
         if kind == "not":
             return Not(tree(depth - 1))
         parts = tuple(tree(depth - 1) for _ in range(draw(some.integers(0, 2))))
-        return All(parts) if kind == "all" else Any_(parts)
+        return All(parts) if kind == "all" else Either(parts)
 
     return tree(2)
 

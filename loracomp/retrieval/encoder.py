@@ -1,0 +1,167 @@
+"""The learned encoder as it ships: three towers, their calibration, and the file that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loracomp.errors import FormatError, ResourceError
+from loracomp.formats import shipped_folder
+from loracomp.retrieval.bank import TextStates, text_states
+from loracomp.retrieval.features import VERSION, Features
+from loracomp.retrieval.towers import PICTURE, AdapterTower, EncoderConfig, ImageTower, TextTower, batch
+
+FORMAT = 1
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Probability that a best match is one: 1 / (1 + exp(−(slope · cosine + offset)))."""
+
+    slope: float = 20.0
+    offset: float = -8.0
+
+    def __call__(self, score: float) -> float:
+        """The probability for a cosine."""
+        return 1 / (1 + exp(-max(min(self.slope * score + self.offset, 50.0), -50.0)))
+
+
+class Towers(nn.Module):
+    """The three towers, the part that all texts share, and the temperature of their training."""
+
+    common: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.adapter = AdapterTower(config)
+        self.text = TextTower(max(config.text_width, 1))
+        self.image = ImageTower()
+        self.register_buffer("common", torch.zeros(max(config.text_width, 1)))
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by, at most 100 (CLIP, arXiv:2103.00020, §2.5)."""
+        return self.log_scale.exp().clamp(max=100.0)
+
+
+@dataclass
+class LearnedEncoder:
+    """Towers ready for use; see :class:`loracomp.retrieval.search.QueryEncoder`.
+
+    Attributes:
+        towers: The networks.
+        calibration: Of the cosine between a text and an adapter.
+        name: Identity of the weights.
+        states: The base's text encoder; read from the shipped base where None.
+    """
+
+    towers: Towers
+    calibration: Calibration = field(default_factory=Calibration)
+    name: str = ""
+    states: TextStates | None = None
+
+    def __post_init__(self) -> None:
+        self.towers.eval()
+        if not self.name:
+            state = hashlib.sha256()
+            for key, values in sorted(self.towers.state_dict().items()):
+                state.update(key.encode() + values.half().contiguous().numpy().tobytes())
+            self.name = state.hexdigest()[:12]
+
+    @property
+    def base(self) -> str:
+        """Base whose adapters it reads."""
+        return self.towers.config.base
+
+    @torch.no_grad()
+    def adapters(self, features: Sequence[Features]) -> Tensor:
+        """Unit vectors (adapters, 512)."""
+        width = self.towers.config.text_width
+        parts = [
+            self.towers.adapter(batch(features[start : start + _ROWS], width))
+            for start in range(0, len(features), _ROWS)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (texts, 512)."""
+        if self.states is None:
+            folder = shipped_folder(self.base)
+            if folder is None:
+                raise ResourceError(f"{self.base}: its text encoder is needed; name the base's folder")
+            self.states = text_states(self.base, folder)
+        return self.towers.text(self.states(texts).float() - self.towers.common)
+
+    @torch.no_grad()
+    def images(self, images: Sequence[Any]) -> Tensor:
+        """Unit vectors (images, 512) of PIL images."""
+        return self.towers.image(torch.stack([picture(image) for image in images]))
+
+    def confidence(self, score: float) -> float:
+        """Calibrated probability that a best match of this cosine is one."""
+        return self.calibration(score)
+
+    def save(self, path: Path) -> None:
+        """Writes the encoder in half precision."""
+        from safetensors.torch import save_file
+
+        said = {
+            "format": FORMAT,
+            "features": VERSION,
+            "config": asdict(self.towers.config),
+            "calibration": asdict(self.calibration),
+        }
+        tensors = {key: values.half().contiguous() for key, values in self.towers.state_dict().items()}
+        save_file(tensors, path, {"loracomp.encoder": json.dumps(said, sort_keys=True)})
+
+
+def picture(image: Any) -> Tensor:
+    """A PIL image as (3, 64, 64) in [0, 1]; transparent parts become white, other shapes are padded white."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    flat = Image.new("RGBA", image.size, "white")
+    flat.alpha_composite(image.convert("RGBA"))
+    square = ImageOps.pad(flat.convert("RGB"), (PICTURE, PICTURE), Image.Resampling.BICUBIC, "white")
+    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float() / 255
+
+
+def load_encoder(path: Path) -> LearnedEncoder:
+    """The encoder that :meth:`LearnedEncoder.save` wrote; raises :class:`FormatError` for anything else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            said = json.loads((file.metadata() or {})["loracomp.encoder"])
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        if (said["format"], said["features"]) != (FORMAT, VERSION):
+            raise FormatError(f"{path}: an encoder of another version; train it again")
+        towers = Towers(EncoderConfig(**said["config"]))
+        towers.load_state_dict(tensors)
+        return LearnedEncoder(towers, Calibration(**said["calibration"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise FormatError(f"{path}: not an encoder ({line}); train it again") from error
+
+
+def shipped_encoders(folder: Path | None = None) -> dict[str, LearnedEncoder]:
+    """Encoders by base: those in a collection's folder ``encoders``, else those that ship."""
+    places = [Path(str(files("loracomp"))) / "assets" / "encoder"]
+    if folder is not None:
+        places.append(folder / "encoders")
+    found: Mapping[str, Path] = {
+        path.stem: path for place in places for path in sorted(place.glob("*.safetensors"))
+    }
+    return {base: load_encoder(path) for base, path in found.items()}

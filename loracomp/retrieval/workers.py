@@ -1,0 +1,122 @@
+"""Many files encoded by many processes; a file that kills its process is set aside, and the rest go on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+from loracomp.errors import LoracompError
+from loracomp.formats.doctor import prepare_process
+from loracomp.retrieval.bank import ProbeBank, load_bank
+from loracomp.retrieval.encoding import Encoded, Facts, encode_file
+from loracomp.retrieval.shards import pack, unpack
+
+_TASK = 8
+_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """How to encode: the banks' files by base, and the base that files must be for."""
+
+    banks: tuple[tuple[str, Path], ...] = ()
+    base: str | None = None
+
+
+Result = Encoded | str
+"""An encoded file, or why it could not be encoded."""
+_Packed = tuple[str, str | tuple[Facts, bytes]]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def encode_all(files: Sequence[str], job: Job, jobs: int) -> Iterator[tuple[str, Result]]:
+    """Files and their results, as they come; nothing is raised for a file.
+
+    Args:
+        files: Paths.
+        job: How to encode.
+        jobs: Processes; one works in this process.
+    """
+    if jobs <= 1 or len(files) <= 1:
+        for path in files:
+            yield path, _one(path, job)
+        return
+    left = list(files)
+    done: set[str] = set()
+    for path, result in _pooled(left, job, jobs):
+        done.add(path)
+        yield path, result
+    for path in (path for path in left if path not in done):
+        yield path, _alone(path, job)
+
+
+def _pooled(files: Sequence[str], job: Job, jobs: int) -> Iterator[tuple[str, Result]]:
+    """Results of a pool until all are there or one of its processes dies."""
+    tasks = iter([files[start : start + _TASK] for start in range(0, len(files), _TASK)])
+    # Fresh processes, because torch's threads do not survive a fork.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), prepare_process) as pool:
+        running: set[Future[list[_Packed]]] = set()
+        try:
+            while True:
+                while len(running) < jobs * _AHEAD and (task := next(tasks, None)) is not None:
+                    running.add(pool.submit(_several, task, job))
+                if not running:
+                    return
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    for path, packed in future.result():
+                        yield path, _unpacked(packed)
+        except BrokenProcessPool:
+            return
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _alone(path: str, job: Job) -> Result:
+    """One file in a process of its own, since it may be the one that killed another."""
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare_process) as pool:
+        try:
+            return _unpacked(pool.submit(_several, [path], job).result()[0][1])
+        except BrokenProcessPool:
+            return f"{path}: its process was killed, perhaps for its memory; the file may be too large"
+
+
+def _several(paths: Sequence[str], job: Job) -> list[_Packed]:
+    """Results in bytes: tensors sent as they are would hold a file handle each."""
+    from safetensors.torch import save
+
+    out: list[_Packed] = []
+    for path in paths:
+        result = _one(path, job)
+        packed = result if isinstance(result, str) else (result.facts, save(pack([result.features])))
+        out.append((path, packed))
+    return out
+
+
+def _unpacked(packed: str | tuple[Facts, bytes]) -> Result:
+    from safetensors.torch import load
+
+    return packed if isinstance(packed, str) else Encoded(packed[0], unpack(load(packed[1]))[0])
+
+
+def _one(path: str, job: Job) -> Result:
+    try:
+        return encode_file(path, banks=_banks(job.banks), base=job.base)
+    except LoracompError as error:
+        return " ".join(str(error).split())
+
+
+@lru_cache(1)
+def _banks(places: tuple[tuple[str, Path], ...]) -> dict[str, ProbeBank]:
+    return {base: load_bank(path) for base, path in places}
