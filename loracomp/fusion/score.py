@@ -12,7 +12,7 @@ from loracomp.errors import UsageError
 from loracomp.fusion import branches, regions
 from loracomp.fusion.branches import Rows
 from loracomp.fusion.gates import GateBank
-from loracomp.fusion.program import Program
+from loracomp.fusion.program import GateTable, Program
 from loracomp.fusion.regions import Masks, Regions
 from loracomp.fusion.stacked import StackedUpdate
 from loracomp.fusion.steps import sigmas_of
@@ -95,6 +95,9 @@ class Scores:
         self.run = run
         self.masks = masks
         self._known: dict[tuple[Any, ...], Score] = {}
+        self._masked = False
+        self._times: Tensor | None = None
+        self._sigmas: Tensor | None = None
         self.divide(())
 
     def divide(self, inside: Sequence[str]) -> None:
@@ -110,13 +113,16 @@ class Scores:
             within = any(path.partition(".")[2].startswith(f"{block}.") for block in inside)
             groups[within][path] = update
         self.banks = tuple(GateBank(group) if group else None for group in groups)
-        self._arranged = False
+        self.rewritten()
+
+    def rewritten(self) -> None:
+        """Other adapters were written into the layers."""
+        self._arranged: bool | None = None
         self.forget()
 
     def set_programs(self, programs: Sequence[Program]) -> None:
         """Replaces the programs."""
         self.programs = tuple(programs)
-        self._arranged = False
         self.forget()
 
     def forget(self) -> None:
@@ -140,14 +146,8 @@ class Scores:
                 f"{len(self.programs)} programs for a batch of {batch // len(call.halves)} images; "
                 "give one program, or one per image"
             )
-        scheduler = self.run.scheduler()
-        count, sigmas = len(scheduler.timesteps), sigmas_of(scheduler)
-        tables = [program.table(count, sigmas) for program in self.programs]
-        if not self._arranged:
-            for bank in self.banks:
-                if bank is not None:
-                    bank.arrange(tables, tables[0].gates.shape[2])
-            self._arranged = True
+        tables = [program.table(*self._course()) for program in self.programs]
+        self._arrange(tables)
         rows = branches.arrange(tables, batch, call.halves)
         rows, placed = self._placed(rows, call)
         hosts = [
@@ -165,13 +165,32 @@ class Scores:
             placed,
         )
 
+    def _course(self) -> tuple[int, Tensor | None]:
+        """Number of steps of the run, and their noise levels."""
+        scheduler = self.run.scheduler()
+        if self._times is not scheduler.timesteps:
+            self._times, self._sigmas = scheduler.timesteps, sigmas_of(scheduler)
+        return len(scheduler.timesteps), self._sigmas
+
+    def _arrange(self, tables: Sequence[GateTable]) -> None:
+        """Tells the banks about block factors and ranks; without any, which layer is whose stays as it is."""
+        special = any(table.blocks or table.ranks for table in tables)
+        if special or self._arranged is not False:
+            for bank in self.banks:
+                if bank is not None:
+                    bank.arrange(tables, tables[0].gates.shape[2])
+        self._arranged = special
+
     def _placed(self, rows: Rows, call: Call) -> tuple[Rows, Regions | None]:
         """The rows without adapters that have no place, and the regions of the others."""
         masks = regions.of_programs(self.programs, self.masks)
         if all(mask is None for mask in masks):
-            for update in self.updates.values():
-                update.regions = None
+            if self._masked:
+                for update in self.updates.values():
+                    update.regions = None
+            self._masked = False
             return rows, None
+        self._masked = True
         layout = regions.grids(call.module, call.sample, call.arguments)
         return branches.silenced(rows, regions.presence(masks)), regions.lay(
             self.updates, masks, layout, rows.pictures, call.sample.device

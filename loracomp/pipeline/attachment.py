@@ -81,6 +81,15 @@ class Attachment:
         self.hook.set_programs(chosen)
         self.prompts.set_programs(chosen)
 
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Replaces the strengths alone, in every program; the quickest change there is."""
+        values = tuple(map(float, weights))
+        if len(values) != len(self.adapters):
+            raise UsageError(f"{len(values)} weights for {len(self.adapters)} adapters; give one per adapter")
+        chosen = tuple(replace(program, weights=values) for program in self.hook.programs)
+        self.hook.set_programs(chosen)
+        self.prompts.set_programs(chosen)
+
     def swap(
         self,
         adapters: Sequence[Adapter],
@@ -118,6 +127,7 @@ class Attachment:
     def _write(self, places: Places, edit: edits.Key | None) -> None:
         for path, (module, update) in self.updates.items():
             update.write(places.get(path, (module, []))[1])
+        self.hook.scores.rewritten()
         self.edit = edit
 
     def set_masks(self, masks: Masks) -> None:

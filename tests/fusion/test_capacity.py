@@ -110,7 +110,11 @@ def test_nothing_is_compiled_twice(compiler: Counter, recompilations: Any) -> No
     first = run(pipe, **steps)
     with recompilations() as count:
         attachment.set_program("merge", [0.3, -0.8])
+        changed = run(pipe, **steps)
+        attachment.set_weights([1.0, 1.0])
         run(pipe, **steps)
+        attachment.set_weights([0.3, -0.8])
+        assert torch.equal(run(pipe, **steps), changed)
         attachment.set_program(Program("switch", (1.0, 0.5), {"period": 0.5}))
         run(pipe, **steps)
         attachment.swap(adapters(pipe, 7, count=1))

@@ -225,6 +225,11 @@ def test_bad_requests_are_refused(pipe: Any) -> None:
     adapters = adapters_for(pipe, 2)
     with pytest.raises(UsageError, match="one weight per adapter"):
         attach(pipe, adapters, "merge", [1.0])
+    with (
+        attach(pipe, adapters) as attachment,
+        pytest.raises(UsageError, match="3 weights for 2 adapters"),
+    ):
+        attachment.set_weights([1.0, 1.0, 1.0])
     with pytest.raises(UsageError, match="no adapters"):
         attach(pipe, [])
     with pytest.raises(UnknownNameError, match="did you mean switch"):

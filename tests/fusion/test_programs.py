@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,3 +283,13 @@ def test_a_curve_multiplies_what_the_method_says(method: str, two: list[Curve], 
     shaped = replace(program, profiles=tuple(map(Profile, two))).table(steps, sigmas)
     factors = torch.stack([curve.values(steps, sigmas) for curve in two], dim=1)
     torch.testing.assert_close(shaped.gates, program.table(steps).gates * factors[:, None])
+
+
+def test_the_python_of_the_engine_page_runs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "engine.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    pipe = tiny_pipeline("sd15")
+    cat, watercolor = adapters(pipe, 2, (*SUFFIXES, "to_out.0"))
+    before = run(pipe)
+    exec(compile(code, page.name, "exec"), {"pipe": pipe, "cat": cat, "watercolor": watercolor})
+    assert torch.equal(run(pipe), before)
