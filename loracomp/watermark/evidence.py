@@ -109,7 +109,7 @@ class Score:
     strength: Strength
 
 
-def score(coordinates: Tensor, key: Key, scale: Scale, gain: float = 1.0) -> Score:
+def score(coordinates: Tensor, key: Key, scale: Scale, gain: float = 1.0, keyed: bool = True) -> Score:
     """The score of images (n, dimensions) for a key.
 
     Args:
@@ -117,9 +117,11 @@ def score(coordinates: Tensor, key: Key, scale: Scale, gain: float = 1.0) -> Sco
         key: The key.
         scale: Calibration.
         gain: ⟨û - μ, v⟩ of an image made at strength 1, from the power curve.
+        keyed: Whether carriers come from the key. Codecs with fixed carriers give a logit per bit; their
+            p-value is that of a random balanced message.
     """
     dimensions = coordinates.shape[1]
-    carriers, direction = key.carriers(dimensions), key.direction(dimensions)
+    carriers, direction = readers(key, dimensions, keyed)
     standard = scale.standard(coordinates)
     whole = pooled(standard)
     cosine = float(whole @ direction)
@@ -129,18 +131,27 @@ def score(coordinates: Tensor, key: Key, scale: Scale, gain: float = 1.0) -> Sco
     total = logits.sum(0)
     low, high = bootstrap(right)
     share = balanced_share(key.bits)
+    p_signs = min(1.0, sign_tail(total, float((total * signs).sum())) / share)
     return Score(
         cosine=cosine,
-        p_key=sphere_tail(cosine, dimensions) if bool(whole.any()) else 1.0,
+        p_key=(sphere_tail(cosine, dimensions) if keyed else p_signs) if bool(whole.any()) else 1.0,
         bits=key.bits,
         matches=int(((total * signs) > 0).sum()),
         accuracy=float(right.mean()),
         accuracy_low=low,
         accuracy_high=high,
-        p_signs=min(1.0, sign_tail(total, float((total * signs).sum())) / share),
+        p_signs=p_signs,
         e_value=_e_value(whole @ carriers.T * dimensions**0.5, signs) * share,
         strength=_strength(coordinates.double() - scale.mean, direction, gain),
     )
+
+
+def readers(key: Key, dimensions: int, keyed: bool = True) -> tuple[Tensor, Tensor]:
+    """Carriers (bits, dimensions) and direction (dimensions,) that a key is read with, float64."""
+    if keyed:
+        return key.carriers(dimensions), key.direction(dimensions)
+    signs = 2.0 * key.message.double() - 1
+    return torch.eye(dimensions).double(), signs / key.bits**0.5
 
 
 def _e_value(logits: Tensor, signs: Tensor) -> float:

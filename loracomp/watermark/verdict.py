@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loracomp.errors import FormatError
 from loracomp.watermark.calibration import Calibration, Empirical
-from loracomp.watermark.evidence import Score, score
+from loracomp.watermark.evidence import Score, readers, score
 from loracomp.watermark.keys import Key
 
 ALPHA = 1e-3
@@ -56,6 +56,7 @@ def verify(
     *,
     alpha: float = ALPHA,
     gain: float = 1.0,
+    keyed: bool = True,
     weights_proven: bool = False,
     small: int = 0,
 ) -> Verdict:
@@ -67,6 +68,7 @@ def verify(
         calibration: Of the same extractor.
         alpha: Level in (0, 0.5).
         gain: See :func:`loracomp.watermark.evidence.score`.
+        keyed: See there.
         weights_proven: Whether the LoRA's own manifest is at hand and holds; then one image will do.
         small: How many of the images are too small to read well.
 
@@ -78,9 +80,9 @@ def verify(
             f"calibration of {calibration.coordinates.shape[1]} coordinates, extractor of "
             f"{coordinates.shape[1]}; calibrate with the codec that verifies"
         )
-    found = score(coordinates, key, calibration.scale, gain)
+    found = score(coordinates, key, calibration.scale, gain, keyed)
     p_key = min(1.0, found.p_key / calibration.acceptance)
-    direction = key.direction(coordinates.shape[1])
+    direction = readers(key, coordinates.shape[1], keyed)[1]
     empirical = calibration.empirical(direction, found.cosine, len(coordinates))
     p = None if empirical is None else max(p_key, empirical.p)
     strange = int(calibration.outside(coordinates, direction).sum())
