@@ -15,9 +15,10 @@ from loracomp.fusion import METHODS, Program
 from loracomp.fusion.pictures import mask_of
 from loracomp.fusion.syntax import Term, parse_settings
 from loracomp.fusion.variants import Variant, fitted, program_of
-from loracomp.library import acceleration, open_adapter
+from loracomp.library import acceleration, find, open_adapter
 from loracomp.loading import DTYPES, SCHEDULERS, defaults, open_base
 from loracomp.pipeline import StepCallback, base_of, compose, denoiser_of
+from loracomp.pipeline.facts import resolve_all
 from loracomp.recipe import Recipe, Use
 
 Drawn = list[tuple[Any, Recipe]]
@@ -78,6 +79,9 @@ def draw(
             offload=offload,
             scheduler=recipe.scheduler or None,
         )
+    told = on_step or (lambda done, total: None)
+    folders = {find(use.source).parent for use in uses}
+    programs = resolve_all(pipe, recipe.prompt, adapters, programs, folders=folders, progress=told)
     recipe = _settled(replace(recipe, uses=uses, programs=_recorded(recipe, programs)), pipe)
     images = compose(
         pipe,

@@ -31,6 +31,7 @@ def cmlora(
     decay: float = 0.5,
     intervals: Sequence[int] = (2, 3),
     staleness: float = 0.125,
+    cached: bool = True,
 ) -> GateTable:
     """One prediction per adapter in each step, averaged with a larger share for the leading one.
 
@@ -49,6 +50,8 @@ def cmlora(
         intervals: Steps between refreshes at both ends of the run and in its middle.
         staleness: Longest age of any branch's features as a share of the run, in (0, 1]; 1 renews them
             only when their adapter leads.
+        cached: Whether the table says when features are renewed. False, or a single adapter, leaves
+            that open, and nothing is reused.
 
     Raises:
         UsageError: An option outside its range, or not one band per adapter.
@@ -59,7 +62,9 @@ def cmlora(
     marks = refresh_marks(steps, *intervals)
     leaders = leading(marks, _orders(len(weights), bands), switch_at)
     mix = _shares(leaders, marks, len(weights), decay)
-    refresh = _refreshed(leaders, marks, len(weights), max(1, round(staleness * steps)))
+    followed = cached and len(weights) > 1
+    oldest = max(1, round(staleness * steps))
+    refresh = _refreshed(leaders, marks, len(weights), oldest) if followed else None
     gates = torch.diag(weights).expand(steps, -1, -1).clone()
     return GateTable(gates, mix, refresh=refresh)
 

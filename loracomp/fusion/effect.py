@@ -10,9 +10,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from loracomp.errors import FormatError, UsageError
@@ -69,18 +70,21 @@ class EffectCurve:
         last = self.weights[-1]
         if size >= last:
             return sign * self.effects[-1] * size / last
-        return sign * _cubic(self.weights, self.effects, size)
+        left = bisect_right(self.weights, size) - 1
+        width = self.weights[left + 1] - self.weights[left]
+        ends = (self.effects[left], self.effects[left + 1])
+        slopes = (self._tangents[left] * width, self._tangents[left + 1] * width)
+        return sign * _hermite((size - self.weights[left]) / width, ends, slopes)
 
     def weight(self, effect: float) -> float:
         """The weight with an effect, by bisection; where many have it, the middle of them."""
         sign, size = (-1.0 if effect < 0 else 1.0), abs(effect)
-        if size >= self.effects[-1]:
+        if size == 0 or size > self.effects[-1]:
             return sign * size / self.effects[-1] * self.weights[-1]
-        below, above = (self._first(size, strict) for strict in (False, True))
-        return sign * (below + above) / 2
+        return sign * (self._first(size, strict=False) + self._first(size, strict=True)) / 2
 
-    def _first(self, effect: float, strict: bool) -> float:
-        """The least weight whose effect reaches ``effect``, or exceeds it."""
+    def _first(self, effect: float, *, strict: bool) -> float:
+        """The least weight up to the last one whose effect reaches ``effect``, or exceeds it."""
         low, high = 0.0, self.weights[-1]
         for _ in range(60):
             middle = (low + high) / 2
@@ -89,7 +93,21 @@ class EffectCurve:
                 high = middle
             else:
                 low = middle
-        return low if effect == 0 and not strict else high
+        return high
+
+    @cached_property
+    def _tangents(self) -> list[float]:
+        """Slope at each point: at inner ones the weighted harmonic mean of the slopes beside it."""
+        widths = [right - left for left, right in pairwise(self.weights)]
+        slopes = [
+            (right - left) / width
+            for (left, right), width in zip(pairwise(self.effects), widths, strict=True)
+        ]
+        inner = [
+            (3 * (w0 + w1)) / ((w0 + 2 * w1) / s0 + (2 * w0 + w1) / s1) if s0 * s1 > 0 else 0.0
+            for (w0, w1), (s0, s1) in zip(pairwise(widths), pairwise(slopes), strict=True)
+        ]
+        return [slopes[0], *inner, slopes[-1]]
 
     def share(self, strength: float, weight: float = 1.0) -> float:
         """The weight with ``strength`` times the effect of ``weight``."""
@@ -129,27 +147,8 @@ def _rising(values: Sequence[float]) -> list[float]:
     return [mean for mean, count in pools for _ in range(int(count))]
 
 
-def _cubic(places: Sequence[float], values: Sequence[float], place: float) -> float:
-    """The monotone cubic through points, between the first and the last."""
-    x, y = (torch.tensor(part, dtype=torch.float64) for part in (places, values))
-    width, slope = x.diff(), y.diff() / x.diff()
-    tangents = torch.cat([slope[:1], _harmonic(width, slope), slope[-1:]])
-    left = min(bisect_right(places, place) - 1, len(places) - 2)
-    h, t = float(width[left]), (place - places[left]) / float(width[left])
-    m0, m1 = float(tangents[left]) * h, float(tangents[left + 1]) * h
-    y0, y1 = float(y[left]), float(y[left + 1])
-    return (
-        (2 * t**3 - 3 * t**2 + 1) * y0
-        + (t**3 - 2 * t**2 + t) * m0
-        + (3 * t**2 - 2 * t**3) * y1
-        + (t**3 - t**2) * m1
-    )
-
-
-def _harmonic(width: Tensor, slope: Tensor) -> Tensor:
-    """Tangents at inner points: weighted harmonic means of the slopes beside them, 0 at extremes."""
-    before, after = slope[:-1], slope[1:]
-    first, second = 2 * width[1:] + width[:-1], width[1:] + 2 * width[:-1]
-    flat = (before * after) <= 0
-    mean = (first + second) / (first / before.where(~flat, 1.0) + second / after.where(~flat, 1.0))
-    return torch.where(flat, 0.0, mean)
+def _hermite(place: float, ends: tuple[float, float], slopes: tuple[float, float]) -> float:
+    """Cubic over [0, 1] with given values and slopes at its ends."""
+    square, cube = place**2, place**3
+    value = (2 * cube - 3 * square + 1) * ends[0] + (3 * square - 2 * cube) * ends[1]
+    return value + (cube - 2 * square + place) * slopes[0] + (cube - square) * slopes[1]

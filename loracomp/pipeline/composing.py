@@ -13,6 +13,7 @@ from loracomp.adapter import Adapter
 from loracomp.fusion.program import Program
 from loracomp.fusion.regions import Masks
 from loracomp.pipeline.attachment import attach, detach
+from loracomp.pipeline.facts import resolve_all
 
 StepCallback = Callable[[int, int], None]
 
@@ -49,6 +50,9 @@ def compose(
 ) -> list[Any]:
     """Draws images with several adapters and leaves the pipeline as it was.
 
+    What a method has to know about the adapters and is not in its options is found here
+    (:mod:`loracomp.pipeline.facts`); what would have to be sampled first counts as unknown.
+
     Args:
         pipe: A pipeline, for example from :func:`loracomp.open_base`.
         prompt: What to draw.
@@ -68,7 +72,7 @@ def compose(
     seeds = range(seed, seed + batch) if isinstance(seed, int) else seed
     generators = [torch.Generator().manual_seed(number) for number in seeds]
     if adapters:
-        attach(pipe, adapters, method, weights, masks=masks)
+        attach(pipe, adapters, resolve_all(pipe, prompt, adapters, method), weights, masks=masks)
     try:
         with _bar(pipe, on_step, steps) as reporting, torch.inference_mode():
             return list(

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from loracomp.adapter import Adapter
+from loracomp.fusion.plan import CachePlan
 from loracomp.fusion.program import METHODS, Program
 from loracomp.fusion.prompt_aware import ABSENT, importance_of
 from loracomp.fusion.roles import SUBJECT
-from loracomp.pipeline.profiling import profile
-from loracomp.pipeline.sampling import Progress
+from loracomp.pipeline.layers import base_of
+from loracomp.pipeline.measured import recall
 
+Progress = Callable[[int, int], None]
 _TAGS = "modelspec.tags"
+_MANY = 100
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Question:
         adapters: Those that the method will see.
         measure: The method's option ``measure``, its default included; empty where it has none.
         folders: Where measurements may lie.
-        progress: Told of the steps of sampling.
+        progress: Told of the steps of sampling; None where nothing may be sampled.
     """
 
     pipe: Any
@@ -44,7 +47,7 @@ class Question:
     adapters: Sequence[Adapter]
     measure: str
     folders: tuple[Path, ...]
-    progress: Progress
+    progress: Progress | None
 
 
 def resolve(
@@ -54,12 +57,13 @@ def resolve(
     program: Program,
     *,
     folders: Iterable[Path] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Progress | None = None,
 ) -> Program:
     """The program with every fact that its method takes and that its options do not hold yet.
 
-    What was measured before is taken from the sidecars; what is missing is sampled now, which takes as long
-    as drawing some dozens of images per adapter, and is remembered.
+    A method that says when features are renewed gets a cache, where the program has none. What was measured
+    before is taken from the sidecars. What is missing counts as unknown, or is sampled now and remembered,
+    which takes as long as drawing some dozens of images per adapter.
 
     Args:
         pipe: The pipeline, without adapters.
@@ -67,27 +71,59 @@ def resolve(
         adapters: In the order of the program's weights.
         program: The program.
         folders: Where measurements may lie besides the cache, usually the folders of the adapters' files.
-        progress: Called with (steps done, steps in all) while an adapter is sampled.
+        progress: Called with (runs done, runs in all) while an adapter is sampled; None samples nothing.
     """
     parameters = signature(METHODS[program.method]).parameters
     named = {n: p for n, p in parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
     missing = [name for name in named if name in FACTS and program.options.get(name) is None]
-    if not missing:
-        return program
     seen = [a for i, a in enumerate(adapters) if not a.accelerator and i not in program.always]
-    default = named["measure"].default if "measure" in named else ""
-    how = str(program.options.get("measure", default))
-    question = Question(pipe, prompt, seen, how, tuple(folders), progress)
-    return replace(program, options={**program.options, **{name: FACTS[name](question) for name in missing}})
+    if missing and seen:
+        default = named["measure"].default if "measure" in named else ""
+        how = str(program.options.get("measure", default))
+        question = Question(pipe, prompt, seen, how, tuple(folders), progress)
+        found = {name: FACTS[name](question) for name in missing}
+        program = replace(program, options={**program.options, **found})
+    always = tuple(i for i, a in enumerate(adapters) if a.accelerator or i in program.always)
+    whole = replace(program, weights=(1.0,) * len(adapters), always=always, profiles=())
+    if program.cache is None and whole.table(_MANY).refresh is not None:
+        program = replace(program, cache=CachePlan())
+    return program
+
+
+def resolve_all(
+    pipe: Any,
+    prompt: str,
+    adapters: Sequence[Adapter],
+    method: Program | str | Sequence[Program],
+    *,
+    folders: Iterable[Path] = (),
+    progress: Progress | None = None,
+) -> tuple[Program, ...]:
+    """:func:`resolve` for one program, the name of a method, or one program per image."""
+    if isinstance(method, str):
+        method = Program(method)
+    programs = (method,) if isinstance(method, Program) else tuple(method)
+    places = tuple(folders)
+    return tuple(
+        resolve(pipe, prompt, adapters, program, folders=places, progress=progress) for program in programs
+    )
 
 
 def _bands(question: Question) -> list[str]:
     """``high``, ``low`` or ``unknown`` per adapter."""
-    found = [
-        profile(question.pipe, adapter, folders=question.folders, progress=question.progress).frequency
-        for adapter in question.adapters
-    ]
-    return [frequency.band if frequency else "unknown" for frequency in found]
+    return [_band(question, adapter) for adapter in question.adapters]
+
+
+def _band(question: Question, adapter: Adapter) -> str:
+    # Sampling composes, and composing asks for facts.
+    from loracomp.pipeline.profiling import profile
+
+    pipe, folders, progress = question.pipe, question.folders, question.progress
+    if progress is None:
+        known = recall(adapter, base_of(pipe), folders)
+    else:
+        known = profile(pipe, adapter, folders=folders, progress=progress)
+    return known.frequency.band if known and known.frequency else "unknown"
 
 
 def _roles(question: Question) -> list[str]:

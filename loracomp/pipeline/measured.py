@@ -2,7 +2,7 @@
 
 A sidecar is called ``NAME.DIGEST.measured.json``, DIGEST being the first 16 hex digits of
 :attr:`Adapter.digest`. Renaming an adapter changes nothing, another adapter under an old name finds nothing.
-Where the adapter's folder cannot be written, the user's cache folder is used.
+A copy goes to the user's cache folder, which is all there is where the adapter's folder cannot be written.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Measured:
 
 
 def cache_folder() -> Path:
-    """Where measurements go whose adapter lies in a folder that cannot be written.
+    """Where measurements of all adapters go.
 
     ``$LORACOMP_CACHE``, else ``loracomp`` in the user's cache folder.
     """
@@ -100,29 +100,36 @@ def recall(adapter: Adapter, base: str, folders: Iterable[Path] = ()) -> Measure
 
 
 def remember(measured: Measured, name: str, folder: Path | None = None) -> Path:
-    """Writes a sidecar, whole or not at all; returns where it went.
+    """Writes sidecars, each whole or not at all; returns the first one.
 
     Args:
         measured: What to write.
         name: First part of the file's name, for people.
-        folder: That of the adapter's file; the cache folder where it is None or cannot be written.
+        folder: That of the adapter's file. The cache folder gets a copy, so that the adapter is known
+            wherever it comes from.
 
     Raises:
         UsageError: Neither folder can be written.
     """
-    last: OSError | None = None
+    written, last = [], ""
     for place in ([folder] if folder else []) + [cache_folder()]:
-        file = place / f"{name}.{measured.digest[:_DIGITS]}.measured.json"
-        part = file.with_name(f".{file.name}.{os.getpid()}.part")
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            part.write_text(measured.to_json(), encoding="utf-8")
-            part.replace(file)
+            written.append(_write(measured, name, place))
         except OSError as error:
-            last = error
-            continue
-        for other in place.glob(f"*.{measured.digest[:_DIGITS]}.measured.json"):
-            if other != file:
-                other.unlink(missing_ok=True)
-        return file
-    raise UsageError(f"{cache_folder()}: cannot be written ({last}); set LORACOMP_CACHE to a folder")
+            last = str(error)
+    if not written:
+        raise UsageError(f"{cache_folder()}: cannot be written ({last}); set LORACOMP_CACHE to a folder")
+    return written[0]
+
+
+def _write(measured: Measured, name: str, folder: Path) -> Path:
+    """Writes one sidecar in place of those under other names."""
+    file = folder / f"{name}.{measured.digest[:_DIGITS]}.measured.json"
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    folder.mkdir(parents=True, exist_ok=True)
+    part.write_text(measured.to_json(), encoding="utf-8")
+    part.replace(file)
+    for other in folder.glob(f"*.{measured.digest[:_DIGITS]}.measured.json"):
+        if other != file:
+            other.unlink(missing_ok=True)
+    return file

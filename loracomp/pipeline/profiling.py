@@ -74,5 +74,6 @@ def measure(
             frequency = frequency_profile(run.clean, plain.clean, run.pictures, plain.pictures)
     progress(len(knots) + 1, len(knots) + 1)
     curve = EffectCurve.measured(knots, distances) if effect else None
-    facts = asdict(setting) | {"prompts": list(prompts)}
+    facts = {name: value for name, value in asdict(setting).items() if name != "scenes"}
+    facts |= {"prompts": list(prompts)}
     return Measured(adapter.digest, base_of(pipe), frequency, curve, facts)

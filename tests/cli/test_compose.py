@@ -152,7 +152,7 @@ def test_bad_files_get_one_line(loracomp: Run, tmp_path: Path, how: str, says: s
         (["a cat <lora:mono:x>"], 2, "weight 'x' is not a number"),
         (["a cat", "--lora", "mono:nan"], 2, "weight 'nan' is not a number"),
         (["a cat", "--lora", "no/such.safetensors"], 4, "no such file"),
-        (["a cat", "--method", "swich"], 2, "did you mean switch?"),
+        (["a cat", "--method", "swich"], 2, "did you mean switch"),
         (["a cat", "--scheduler", "eulr"], 2, "did you mean euler"),
         (["a cat", "--lora", "mono", "--method", "switch", "--option", "period=3"], 2, "outside (0, 1]"),
         (["a cat", "--lora", "mono", "--option", "wobble=3"], 2, "wobble"),
