@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loracomp.errors import FormatError, ResourceError
 from loracomp.watermark.keys import Key
-from loracomp.watermark.networks import Encoder, Extractor, Lookup, Shape
+from loracomp.watermark.networks import Encoder, Extractor, Lookup, Painter, PooledExtractor, Shape
 
 KIND = "loracomp-watermark-codec/1"
 SHIPPED = Path(__file__).parents[1] / "assets" / "watermark"
@@ -34,16 +34,23 @@ class Codec:
     """
 
     shape: Shape
-    encoder: Encoder | Lookup
-    extractor: Extractor
+    encoder: Encoder | Lookup | Painter
+    extractor: Extractor | PooledExtractor
     base: str
     amplitude: float
 
     @classmethod
     def fresh(cls, shape: Shape, base: str, amplitude: float = 0.1) -> Codec:
         """Untrained networks."""
+        if shape.carriers == "pooled":
+            return cls(shape, Painter(shape), PooledExtractor(shape), base, amplitude)
         encoder = Encoder(shape) if shape.carriers == "keyed" else Lookup(shape)
         return cls(shape, encoder, Extractor(shape), base, amplitude)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether marks are written into pixels by a decoder instead of into latents."""
+        return self.shape.carriers == "pooled"
 
     @property
     def keyed(self) -> bool:
@@ -57,7 +64,7 @@ class Codec:
         return self.residuals(key.message.float()[None])
 
     def residuals(self, codes: Tensor) -> Tensor:
-        """δ of codes (batch, dimensions): directions of length 1, or messages of 0 and 1 with fixed carriers."""
+        """δ of codes (batch, dimensions): directions of length 1, or messages with fixed carriers."""
         device = next(self.encoder.parameters()).device
         return self.amplitude * self.encoder(codes.to(device))
 
@@ -137,12 +144,12 @@ def load_codec(path: Path) -> Codec:
     return codec.to("cpu")
 
 
-def shipped_codec(base: str) -> Path:
+def shipped_codec(base: str, pooled: bool = False) -> Path:
     """Where the codec of a base ships; raises :class:`ResourceError` where none does."""
-    path = SHIPPED / f"{base}.safetensors"
+    path = SHIPPED / f"{base}{'.pooled' if pooled else ''}.safetensors"
     if not path.is_file():
         raise ResourceError(
             f"no codec ships for {base}; train one with `python -m loracomp.training.watermark codec "
-            f"--base {base}` and give it with --codec"
+            f"--base {base}{' --carriers pooled' if pooled else ''}` and give it with --codec"
         )
     return path

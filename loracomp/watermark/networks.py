@@ -30,8 +30,9 @@ class Shape:
         widths: Channels of the extractor at half of the latent's stride in pixels, and at the latent's side.
         blocks: Residual blocks at each.
         bits: Length of the messages of codecs with fixed carriers.
-        carriers: ``keyed``: any code. ``fixed``: learned carriers, one per bit (AquaLoRA). ``zero``: the same,
-            and the message of zeros leaves the picture as it is (AuthenLoRA).
+        carriers: ``keyed``: any code. ``fixed``: learned carriers, one per bit (AquaLoRA). ``zero``: the
+            same, and the message of zeros leaves the picture as it is (AuthenLoRA). ``pooled``: in pixels,
+            the same everywhere, which a decoder's convolutions can write (HiDDeN, EW-LoRA).
     """
 
     channels: int
@@ -142,6 +143,50 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.first(F.silu(self.norms[0](x)))
         return x + self.second(F.silu(self.norms[1](inner)))
+
+
+class Painter(nn.Module):
+    """Residuals of pictures from messages, after HiDDeN (arXiv:1807.09937, §3): the message is tiled over a
+    picture's features. It only teaches a pooled extractor what to read; marks are written by a decoder.
+
+    ``forward`` takes messages (batch, bits) and pictures (batch, 3, H, W) in [0, 1], and gives residuals of
+    root mean square 1.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width = shape.widths[0]
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.block = Block(width)
+        self.mixed = nn.Conv2d(width + shape.bits + 3, width, 3, padding=1)
+        self.out = nn.Conv2d(width, 3, 1)
+
+    def forward(self, messages: Tensor, pictures: Tensor) -> Tensor:
+        x = self.block(self.stem(pictures * 2 - 1))
+        tiled = (2 * messages - 1)[:, :, None, None].expand(-1, -1, *pictures.shape[-2:])
+        made = self.out(F.silu(self.mixed(torch.cat([x, tiled, pictures], 1))))
+        return made / made.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-4)
+
+
+class PooledExtractor(nn.Module):
+    """A logit per bit from features averaged over the whole picture, at half its size.
+
+    ``forward`` takes (batch, 3, H, W) in [0, 1] and gives (batch, bits).
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        narrow, wide = shape.widths
+        self.stem = nn.Conv2d(12, narrow, 3, padding=1)
+        self.early = nn.Sequential(*(Block(narrow) for _ in range(shape.blocks[0])))
+        self.down = nn.Conv2d(narrow, wide, 2, stride=2)
+        self.late = nn.Sequential(*(Block(wide) for _ in range(shape.blocks[1])))
+        self.norm = nn.GroupNorm(min(GROUPS, wide), wide)
+        self.logits = nn.Linear(wide, shape.bits)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = self.late(self.down(self.early(self.stem(F.pixel_unshuffle(pictures * 2 - 1, 2)))))
+        return self.logits(F.silu(self.norm(x)).mean((2, 3)).float())
 
 
 class Extractor(nn.Module):

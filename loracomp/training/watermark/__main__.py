@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--work", type=Path, default=DATA / "watermark", help="checkpoint, log, rendered icons"
     )
     codec.add_argument("--out", type=Path, help="file to write; the package's own for glyph's keyed codec")
-    codec.add_argument("--carriers", choices=("keyed", "fixed", "zero"), default="keyed")
+    codec.add_argument("--carriers", choices=("keyed", "fixed", "zero", "pooled"), default="keyed")
     codec.add_argument("--minutes", type=float, default=15.0)
     codec.add_argument("--steps", type=int, help="optimizer steps at most")
     codec.add_argument("--batch", type=int, default=64)
@@ -53,10 +53,9 @@ def _codec(args: argparse.Namespace) -> Path:
     if own and args.base != "glyph":
         raise UsageError("--pictures: a folder of pictures is needed for any base but glyph")
     codec = train_codec(run, pipe.vae, lambda: _material(args, run.shape.pixels), args.work, str(pipe.device))
-    shipped = own and args.carriers == "keyed" and args.out is None
-    path = args.out or (
-        SHIPPED / "glyph.safetensors" if shipped else args.work / f"{args.carriers}.safetensors"
-    )
+    names = {"keyed": "glyph.safetensors", "pooled": "glyph.pooled.safetensors"}
+    shipped = own and args.carriers in names and args.out is None
+    path = args.out or (SHIPPED / names[args.carriers] if shipped else _own(args))
     codec.save(path)
     if shipped:
         from loracomp.training.glyph.store import load
@@ -66,6 +65,11 @@ def _codec(args: argparse.Namespace) -> Path:
         if (size := path.stat().st_size) > LARGEST:
             raise UsageError(f"{path}: {size} bytes, more than {LARGEST} that ship")
     return path
+
+
+def _own(args: argparse.Namespace) -> Path:
+    """Where a codec goes that does not ship."""
+    return Path(args.work) / f"{args.base.replace('/', '-')}.{args.carriers}.safetensors"
 
 
 def recipe(pipe: Any, args: argparse.Namespace) -> Any:

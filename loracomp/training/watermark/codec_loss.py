@@ -1,4 +1,4 @@
-"""The loss of a codec: messages read back through distortions, a null that leans nowhere, a mark that hides."""
+"""The loss of a codec: messages read back through distortions, a null without leanings, a hidden mark."""
 
 from __future__ import annotations
 
@@ -104,7 +104,10 @@ def codec_loss(
     else:
         given = torch.randint(2, (count, shape.bits), device=pictures.device).float()
         signs = given * 2 - 1
-    marked = latents.decode(z + amplitude * codec.encoder(given))
+    if codec.pooled:
+        marked = clean + amplitude * codec.encoder(given, clean)
+    else:
+        marked = latents.decode(z + amplitude * codec.encoder(given))
     arrived = distorted(marked, shares, source)
     if float(torch.rand((), generator=source)) < REENCODED * 4:
         part = count // 4
@@ -126,7 +129,7 @@ def codec_loss(
         loss,
         (logits.detach() * signs > 0).float().mean(),
         psnr(marked.detach().clamp(0, 1), clean).mean(),
-        (read[:count].detach() * given).sum(1).mean(),
+        (read[:count].detach() * given).sum(1).mean() if codec.keyed else logits.detach().abs().mean(),
     )
 
 

@@ -103,7 +103,8 @@ def train_codec(
     latents = Latents(vae.to(device))
     parameters = list(both.parameters())
     optimizer = torch.optim.AdamW(parameters, run.rate, weight_decay=1e-4, fused=device.startswith("cuda"))
-    state = State(codec, Average(both, 0.999), optimizer)
+    begin = 0.06 if codec.pooled else 0.4
+    state = State(codec, Average(both, 0.999), optimizer, begin)
     spent = _resume(work / "codec.pt", both, state)
     material = load()
     budget, log = Budget(run.minutes, spent), Log(work / "codec.json", {"run": asdict(run)})
@@ -184,7 +185,7 @@ def _lead(state: State, found: Found, wanted: float) -> None:
 
 @torch.no_grad()
 def finished(run: CodecRun, state: State, latents: Latents, material: Material) -> Codec:
-    """The codec at its final strength, with the extractor's scale set so that a mark of strength 1 reads 1."""
+    """The codec at its final strength, the extractor scaled so that a mark of strength 1 reads 1."""
     codec = state.codec
     made = Codec(run.shape, codec.encoder.eval(), codec.extractor.eval(), run.base, state.amplitude)
     if made.keyed:

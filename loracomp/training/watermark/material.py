@@ -1,4 +1,4 @@
-"""What a codec trains on: pictures of anything but what GlyphBench measures with, or a folder of one's own."""
+"""What a codec trains on: pictures of nothing that GlyphBench measures with, or a folder of one's own."""
 
 from __future__ import annotations
 

@@ -193,8 +193,8 @@ def _plain(twin: Adapter, count: int, seed: int) -> list[str]:
 
 
 def _draw(
-    folder: Path, pipe: Any, adapters: Sequence[Adapter], prompts: Sequence[str], config: TrainConfig, seed: int,
-    report: Report, stop: Stop, prefix: str = "drawn",
+    folder: Path, pipe: Any, adapters: Sequence[Adapter], prompts: Sequence[str], config: TrainConfig,
+    seed: int, report: Report, stop: Stop, prefix: str = "drawn",
 ) -> list[str]:  # fmt: skip
     row = row_of(pipe)
     own = defaults(config.base, row)

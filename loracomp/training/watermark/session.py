@@ -176,7 +176,7 @@ class MarkSession(Session):
         return {**made, **{path: layer.folded() for path, layer in kept.items()}}
 
     def _keep_header(self) -> None:
-        """What the twin's file said of itself and this run cannot know: licence, author, its training data."""
+        """What the twin's file said of itself and this run cannot know: licence, author, training data."""
         from loracomp.watermark.header import with_strings
 
         if self.marking.twin is None:
