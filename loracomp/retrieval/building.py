@@ -59,6 +59,7 @@ def build(
     jobs: int | None = None,
     retry: bool = False,
     progress: Progress | None = None,
+    batch: int = BATCH,
 ) -> BuildReport:
     """Brings all LoRA files of some folders into the index.
 
@@ -73,6 +74,7 @@ def build(
         jobs: Processes; all cores for 16 files and more, else this one.
         retry: Whether to try files again that failed twice.
         progress: Called with files done and files in all.
+        batch: Files after which features, journal and index are written.
 
     Raises:
         FormatError: A folder without LoRA files, or no folder at all.
@@ -94,8 +96,8 @@ def build(
             encode_all([path for path, *_ in todo], job, workers), report, len(files), progress
         )
         facts = {path: (size, changed) for path, size, changed in todo}
-        for batch in _batches(results, BATCH):
-            _keep(batch, facts, collection, report)
+        for part in _batches(results, batch):
+            _keep(part, facts, collection, report)
         collection.index.optimize()
         report.dead = {seen.path: seen.error for seen in collection.journal.dead() if seen.path in set(files)}
         stats = collection.index.stats()

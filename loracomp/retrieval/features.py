@@ -72,9 +72,7 @@ def features(layers: Mapping[int, LowRank], table: SiteTable, bank: ProbeBank | 
     empty = _Columns(table, norms)
     for reduced in merged(reduce_layers(layers.items())):
         empty.add(reduced)
-    text = text_block(layers, bank) if bank else None
-    if text is not None and not all(bool(part.half().isfinite().all()) for part in vars(text).values()):
-        raise FloatingPointError("answers to text probes that half precision cannot hold")
+    text = _rounded(text_block(layers, bank)) if bank else None
     return Features(
         empty.present,
         empty.spectra,
@@ -84,6 +82,16 @@ def features(layers: Mapping[int, LowRank], table: SiteTable, bank: ProbeBank | 
         empty.whole,
         text,
     )
+
+
+def _rounded(text: TextBlock | None) -> TextBlock | None:
+    """A text block in half precision's numbers, so that stored features equal fresh ones."""
+    if text is None:
+        return None
+    parts = [part.half() for part in (text.energy, text.listen, text.pull, text.echo)]
+    if not all(bool(part.isfinite().all()) for part in parts):
+        raise FloatingPointError("answers to text probes that half precision cannot hold")
+    return TextBlock(*(part.float() for part in parts))
 
 
 class _Columns:
