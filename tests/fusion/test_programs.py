@@ -289,7 +289,7 @@ def test_the_python_of_the_engine_page_runs() -> None:
     page = Path(__file__).parents[2] / "docs" / "engine.md"
     (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
     pipe = tiny_pipeline("sd15")
-    cat, watercolor = adapters(pipe, 2, (*SUFFIXES, "to_out.0"))
+    cat, watercolor = adapters(pipe, 2, (*SUFFIXES, "conv1"))
     before = run(pipe)
     exec(compile(code, page.name, "exec"), {"pipe": pipe, "cat": cat, "watercolor": watercolor})
     assert torch.equal(run(pipe), before)
