@@ -1,4 +1,4 @@
-"""``loracomp train``: run, resume, check."""
+"""``loracomp train``: run, resume, many, check."""
 
 from __future__ import annotations
 
@@ -82,6 +82,32 @@ def resume(
     _show(result, as_json)
 
 
+@app.command("many")
+def many(
+    manifest: Annotated[
+        Path, typer.Argument(help="JSON lines, or a JSON list: name, data, kind and any setting.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    at_once: Annotated[
+        int | None, typer.Option(help="Adapters at once; left out, as many as memory holds.", min=1)
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the denoiser first.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Record each step as a CUDA graph.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train many adapters at once on one base; each comes out as if it were trained alone.
+
+    Ctrl-C finishes the step and saves; the same command goes on, and keeps what is finished.
+    """
+    from loracomp.training.many.run import Ways, train_many
+
+    with _watching(as_json) as (report, stop):
+        ways = Ways(at_once, compiled, graph, report, stop)
+        result = train_many(manifest, out, ways, device=device)
+    _show_many(result, as_json)
+
+
 @app.command("check")
 def check(
     data: Data,
@@ -134,6 +160,22 @@ def _show(result: Trained, as_json: bool) -> None:
     typer.echo(f"{result.out}: {facts['layers']} layers, {size:.2f} MB, loss {result.loss:.4f}")
     if result.grid:
         typer.echo(f"{result.grid}: samples; the first column is the base alone")
+
+
+def _show_many(result: dict[str, Any], as_json: bool) -> None:
+    from loracomp.errors import TrainingError
+
+    if as_json:
+        emit_json(result)
+    else:
+        speed = f"{result['adapters_per_minute']:.1f} adapters a minute"
+        typer.echo(
+            f"{result['out']}: {result['done']} of {result['adapters_in_all']} adapters, {speed}, "
+            f"{result['memory'].get('total', 0) / 2**20:.0f} MiB as counted"
+        )
+    if failed := [row["reason"] for row in result["adapters"].values() if row["status"] == "failed"]:
+        more = f" and {len(failed) - 1} more; see {result['out']}/report.json" if failed[1:] else ""
+        raise TrainingError(f"{failed[0]}{more}")
 
 
 def _survey_lines(found: Survey, resolution: int) -> Iterator[str]:

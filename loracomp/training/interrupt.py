@@ -23,6 +23,17 @@ class InterruptedRunError(TrainingError):
         )
 
 
+class InterruptedManyError(TrainingError):
+    """A run of many adapters that stopped because it was asked to, after saving its state."""
+
+    exit_code = 130
+
+    def __init__(self, done: int, adapters: int, out: Path) -> None:
+        super().__init__(
+            f"{out}: stopped with {done} of {adapters} adapters done, saved; the same command goes on"
+        )
+
+
 @contextmanager
 def ctrl_c(notify: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether Ctrl-C was pressed.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from loracomp.bases import Base
 from loracomp.errors import UsageError
+from loracomp.loading import defaults
+from loracomp.training.config import TrainConfig
 
 CELL = 256
 GAP = 4
@@ -59,6 +62,43 @@ def grid(rows: Sequence[Sequence[Any]], cell: int = CELL) -> Any:
             small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (x * (side + GAP), y * (side + GAP)))
     return sheet
+
+
+def write_sheet(
+    pipe: Any,
+    config: TrainConfig,
+    row: Base,
+    captions: Sequence[str],
+    path: Path,
+    *,
+    alone: Callable[[], AbstractContextManager[Any]],
+    autocast: bool,
+) -> Path:
+    """Rows of prompts: the base alone with the first seed, then the adapter with each seed.
+
+    Args:
+        pipe: The base with the adapter on it.
+        config: The adapter's effective config.
+        row: The base's row.
+        captions: The training captions, where the config has no prompts.
+        path: File to write.
+        alone: Gives a context in which the base is alone.
+        autocast: Whether to compute in bf16.
+    """
+    prompts = config.sample_prompts or spread_prompts(captions)
+    seeds = [config.seed + index for index in range(config.sample_count)]
+    side = config.resolution or row.resolution
+    settings = {
+        "height": side,
+        "width": side,
+        "num_inference_steps": config.sample_steps,
+        "guidance_scale": config.sample_guidance,
+        "guidance_rescale": defaults(config.base, row)["guidance_rescale"],
+    }
+    with alone():
+        plain = draw_samples(pipe, prompts, seeds[:1], autocast=autocast, **settings)
+    drawn = draw_samples(pipe, prompts, seeds, autocast=autocast, **settings)
+    return write_picture(grid([[*a, *b] for a, b in zip(plain, drawn, strict=True)]), path)
 
 
 def write_picture(picture: Any, path: Path) -> Path:

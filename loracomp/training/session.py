@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,25 +195,15 @@ class Session:
         return trained
 
     def _sample(self, injected: Injected) -> Path:
-        """Rows of prompts: the base alone with the first seed, then the adapter with each seed."""
-        prompts = self.config.sample_prompts or samples.spread_prompts(self.captions)
-        seeds = [self.config.seed + index for index in range(self.config.sample_count)]
-        with injected.silent():
-            plain = self._draw(prompts, seeds[:1])
-        rows = [[*a, *b] for a, b in zip(plain, self._draw(prompts, seeds), strict=True)]
-        return samples.write_picture(samples.grid(rows), self.out.with_suffix(".png"))
-
-    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[list[Any]]:
-        return samples.draw_samples(
+        path = self.out.with_suffix(".png")
+        return samples.write_sheet(
             self.pipe,
-            prompts,
-            seeds,
+            self.config,
+            self.row,
+            self.captions,
+            path,
+            alone=injected.silent,
             autocast=self.autocast,
-            height=self.resolution,
-            width=self.resolution,
-            num_inference_steps=self.config.sample_steps,
-            guidance_scale=self.config.sample_guidance,
-            guidance_rescale=defaults(self.config.base, self.row)["guidance_rescale"],
         )
 
     def _start_event(self, objective: Objective, injected: Injected) -> dict[str, Any]:
