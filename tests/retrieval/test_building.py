@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from retrieval.known import CROSS, adapter, bank, spoken
+from known_adapters import CROSS, adapter, bank, spoken
 from safetensors.torch import load_file, save_file
 
 from loracomp.errors import FormatError, ResourceError, UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from retrieval.known import CROSS, adapter, alike, bank
+from known_adapters import CROSS, adapter, alike, bank
 from safetensors.torch import load_file, save_file
 
 from loracomp.adapter import Adapter
