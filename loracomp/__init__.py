@@ -14,6 +14,7 @@ _HOMES = {
     "Adapter": "loracomp.adapter",
     "BASES": "loracomp.bases",
     "Base": "loracomp.bases",
+    "Capacity": "loracomp.pipeline",
     "LoracompError": "loracomp.errors",
     "LowRank": "loracomp.lowrank",
     "Program": "loracomp.fusion",
@@ -33,6 +34,7 @@ __all__ = [
     "BASES",
     "Adapter",
     "Base",
+    "Capacity",
     "LoracompError",
     "LowRank",
     "Program",
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from loracomp.library import open_adapter
     from loracomp.loading import open_base
     from loracomp.lowrank import LowRank
-    from loracomp.pipeline import attach, compose, detach
+    from loracomp.pipeline import Capacity, attach, compose, detach
     from loracomp.recipe import Recipe
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,19 @@ def setting_of(pipe: Any, side: int, steps: int) -> dict[str, Any]:
     }
 
 
-def write(checked: Checked, pictures: Sequence[tuple[str, Sequence[Any]]], folder: Path) -> list[Path]:
+def rows(pictures: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[Any]]]:
+    """Pictures by name as rows of a sheet, single ones side by side."""
+    single = [name for name, row in pictures.items() if len(row) == 1]
+    groups = [single[start : start + 3] for start in range(0, len(single), 3)]
+    found = [(", ".join(group), [pictures[name][0] for name in group]) for group in groups]
+    return found + [(name, list(row)) for name, row in pictures.items() if len(row) > 1]
+
+
+def write(checked: Checked, pictures: Mapping[str, Sequence[Any]], folder: Path) -> list[Path]:
     """Writes ``report.md``, ``report.json`` and ``sheet.png`` into a folder, made if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"report.md": checked.markdown(), "report.json": json.dumps(checked.to_dict(), indent=2) + "\n"}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    contact_sheet(list(pictures), title=checked.source, cell=160).save(folder / "sheet.png")
+    contact_sheet(rows(pictures), title=checked.source, cell=160).save(folder / "sheet.png")
     return [folder / name for name in (*texts, "sheet.png")]

@@ -50,7 +50,7 @@ class Trial:
     base: Shot
     before: list[tuple[Any, ...]]
     limit: float
-    pictures: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
+    pictures: dict[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def pipe(self) -> Any:
@@ -90,7 +90,7 @@ def begin(bench: Bench) -> Trial:
     base = bench.shoot()
     # After a first run, for which libraries put hooks of their own.
     trial = Trial(bench, specimens(bench.pipe, 3), base, fingerprint(bench.pipe), EXACT)
-    trial.pictures.append(("base alone", base.pictures))
+    trial.pictures["base alone"] = base.pictures
     if denoiser_of(bench.pipe)[1].dtype != torch.float32:
         trial.limit = 2 * _rounding(trial)
     return trial
@@ -132,8 +132,8 @@ def folding(trial: Trial) -> Law:
     with Folding(layers) as folded:
         folded.fold(adapters, weights)
         reference = trial.bench.shoot()
-    trial.pictures.append(("merge of three", ours.pictures))
-    trial.pictures.append(("folded into the weights", reference.pictures))
+    trial.pictures["merge of three"] = ours.pictures
+    trial.pictures["folded into the weights"] = reference.pictures
     return trial.law(name, ours, reference, f"{len(adapters[0].layers)} layers")
 
 
@@ -143,7 +143,7 @@ def single(trial: Trial) -> Law:
     ours = trial.ours([adapter], "merge")
     with loaded(trial.pipe, [adapter]):
         reference = trial.bench.shoot()
-    trial.pictures.append(("one adapter", ours.pictures))
+    trial.pictures["one adapter"] = ours.pictures
     return trial.law("one adapter equals load_lora_weights", ours, reference)
 
 
@@ -167,7 +167,7 @@ def turns(trial: Trial) -> Law:
             trial.pipe.set_adapters([names[step % 2]], [(1.0, 0.7)[step % 2]])
 
         reference = trial.bench.shoot(before=before)
-    trial.pictures.append(("switch of two", ours.pictures))
+    trial.pictures["switch of two"] = ours.pictures
     return trial.law("switch equals set_adapters before every step", ours, reference)
 
 
@@ -176,8 +176,8 @@ def mixtures(trial: Trial) -> Law:
     programs = [Program("merge", w) for w in ((1.0, 0.0, 0.0), (0.0, 0.8, 0.4), (-0.5, 0.3, 1.0))]
     together = trial.ours(trial.adapters, programs, images=3)
     alone = [trial.ours(trial.adapters, program) for program in programs]
-    trial.pictures.append(("a batch of mixtures", together.pictures))
-    trial.pictures.append(("the same, one by one", [shot.pictures[0] for shot in alone]))
+    trial.pictures["a batch of mixtures"] = together.pictures
+    trial.pictures["the same, one by one"] = [shot.pictures[0] for shot in alone]
     reference = Shot(torch.cat([shot.latents for shot in alone]), ())
     law = trial.law("a batch of mixtures equals single runs", together, reference)
     # Other batch sizes take other kernels: what the base alone loses by that, nobody can keep.

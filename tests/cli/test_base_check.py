@@ -37,7 +37,7 @@ def test_all_laws_hold_on_every_kind(kind: str) -> None:
     assert len({law.name for law in laws}) == len(LAWS)
     assert all(law.error is None or law.error < 1e-5 for law in laws)
     assert fingerprint(table.pipe) == before
-    base, merged = (dict(trial.pictures)[name][0] for name in ("base alone", "merge of three"))
+    base, merged = (trial.pictures[name][0] for name in ("base alone", "merge of three"))
     assert base.tobytes() != merged.tobytes()
 
 

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "loading": FILES,
     "pipeline": FILES | {"fusion"},
     "drawing": RUNTIME,
+    "plugin": RUNTIME,
     "evaluation": RUNTIME | {"drawing"},
     "training": RUNTIME | {"retrieval", "watermark", "evaluation"},
 }

@@ -1,0 +1,1 @@
+"""One file per kind of model, as diffusers takes them for ``custom_pipeline``."""
