@@ -10,7 +10,7 @@ from typing import Any
 
 from loracomp.adapter import Adapter
 from loracomp.bases import BASES, get_base
-from loracomp.errors import BaseMismatchError, FormatError, UsageError
+from loracomp.errors import BaseMismatchError, FormatError, ResourceError, UsageError
 from loracomp.fusion import METHODS, Program
 from loracomp.fusion.pictures import mask_of
 from loracomp.fusion.syntax import Term, parse_settings
@@ -19,6 +19,7 @@ from loracomp.library import acceleration, find, open_adapter
 from loracomp.loading import DTYPES, SCHEDULERS, defaults, open_base
 from loracomp.pipeline import StepCallback, base_of, compose, denoiser_of
 from loracomp.pipeline.facts import resolve_all
+from loracomp.pipeline.measured import recall
 from loracomp.recipe import Recipe, Use
 
 Drawn = list[tuple[Any, Recipe]]
@@ -100,6 +101,32 @@ def draw(
 def redraw(recipe: Recipe, **choices: Any) -> Drawn:
     """The one image that ``recipe`` describes, drawn in the batch that it came from."""
     return [draw(recipe, **choices)[recipe.index]]
+
+
+def weighed(recipe: Recipe, strength: float) -> Recipe:
+    """The recipe with each adapter at ``strength`` times the effect of its weight; accelerators stay.
+
+    Raises:
+        UsageError: A strength that is not finite, or an adapter with more than a plain weight.
+        ResourceError: The effect of an adapter was not measured on this base.
+    """
+    if not abs(strength) < float("inf"):
+        raise UsageError(f"--strength {strength}: a number is needed, such as 0.5")
+    return replace(recipe, uses=tuple(_weighed(use, recipe.base, strength) for use in recipe.uses))
+
+
+def _weighed(use: Use, base: str, strength: float) -> Use:
+    adapter = open_adapter(use.source)
+    if adapter.accelerator is not None:
+        return use
+    if use.settings:
+        raise UsageError(f"--strength goes with plain weights; write --lora {use.source}:{use.weight:g}")
+    known = recall(adapter, base, [find(use.source).parent])
+    if known is None or known.effect is None:
+        raise ResourceError(
+            f"{use.source}: its effect on {base} is not measured; `loracomp profile {use.source} --effect`"
+        )
+    return replace(use, weight=round(known.effect.share(strength, use.weight), 4))
 
 
 def use_of(term: Term) -> Use:

@@ -33,6 +33,12 @@ def compose(
             help="NAME_OR_FILE of an adapter for few steps; on throughout, sets steps and guidance."
         ),
     ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each LoRA's effect to have, by `loracomp profile --effect`; 0.5 is half."
+        ),
+    ] = None,
     method: Annotated[str | None, typer.Option(help="See `loracomp methods`.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="NAME=VALUE of the method, e.g. period=0.1.")
@@ -82,14 +88,16 @@ def compose(
     said = {"vary": vary, "mask": mask, "box": box, "program": program, "accelerator": accelerator}
     variants: tuple[Variant, ...] = ()
     if repeat:
-        given = choices | said | {"prompt": prompt, "lora": lora, "base": base}
+        given = choices | said | {"prompt": prompt, "lora": lora, "base": base, "strength": strength}
         recipe = _repeated(repeat, given, dtype, device)
     else:
         where = {"dtype": dtype, "device": device}
         recipe, variants = planned(prompt, lora or [], said, base or "glyph", choices | where)
-    from loracomp.drawing import draw, redraw
+    from loracomp.drawing import draw, redraw, weighed
     from loracomp.recipe import save_image
 
+    if strength is not None and not repeat:
+        recipe = weighed(recipe, strength)
     with steps_bar("composing", as_json) as on_step:
         drawn = (redraw if repeat else draw)(recipe, offload=offload, on_step=on_step, variants=variants)
     paths = _paths(out, len(drawn))

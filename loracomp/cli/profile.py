@@ -19,7 +19,7 @@ def profile(
     prompt: Annotated[
         list[str] | None, typer.Option(help="What to draw; {words} stands for the trigger words; repeatable.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=256, help="Pictures per prompt.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, max=256, help="Pictures per prompt.")] = 2,
     steps: Annotated[int, typer.Option(min=2, max=1000, help="Denoising steps.")] = 10,
     effect: Annotated[
         bool, typer.Option("--effect", help="Measure the effect curve too, for --strength.")

@@ -14,8 +14,8 @@ from loracomp.adapter import Adapter
 from loracomp.pipeline.composing import compose
 
 Progress = Callable[[int, int], None]
-SCENES = ("{words}", "a house, {words}")
-"""Prompts to measure an adapter on: its own words alone, and in a neutral scene."""
+SCENES = ("{words}", "a house, {words}", "a tree, {words}", "a red apple, {words}")
+"""Prompts to measure an adapter on: its own words alone, and beside other things."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Setting:
     """
 
     scenes: tuple[str, ...] = SCENES
-    seeds: int = 4
+    seeds: int = 2
     steps: int = 10
     guidance: float = 2.0
     first: int = 0
