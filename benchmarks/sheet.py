@@ -10,7 +10,7 @@ method, puts the artist's original below where there is one, and writes
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from loracomp.evaluation.artwork import open_artwork
 from loracomp.evaluation.cells import Cell
 from loracomp.evaluation.pixels import as_images
 from loracomp.evaluation.sheet import contact_sheet
-from loracomp.fusion import METHODS
 from loracomp.library import Card, cards
 from loracomp.loading import open_base
 from loracomp.recipe import Use
@@ -32,6 +31,7 @@ HERO = (
     "violin in blobs",
 )  # fmt: skip
 """Pairs of the README's picture, which are among those that came out well; the sheet shows all."""
+BASIC = ("merge", "switch", "composite")
 HERO_ROWS = ("style LoRA alone", "subject LoRA alone", "merge", "the artist's original")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
@@ -42,12 +42,12 @@ def pairs(count: int) -> list[tuple[Card, Card]]:
     return [(subject, style) for style in chosen["style"] for subject in chosen["subject"]]
 
 
-def ways() -> Iterator[tuple[str, tuple[bool, bool], str]]:
+def ways(methods: Sequence[str]) -> Iterator[tuple[str, tuple[bool, bool], str]]:
     """Row label, whether subject and style take part, and the method."""
     yield "base alone", (False, False), "merge"
     yield "style LoRA alone", (False, True), "merge"
     yield "subject LoRA alone", (True, False), "merge"
-    for method in dict.fromkeys(("merge", "switch", "composite", *METHODS)):
+    for method in methods:
         yield method, (True, True), method
 
 
@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=4, help="subjects and styles")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--method", action="append", default=[], help="may be repeated")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=IMAGES / "composition.png")
     wanted = parser.parse_args()
@@ -86,7 +87,7 @@ def main() -> None:
     chosen = pairs(wanted.count)
     rows: list[tuple[str, list[Image.Image | None]]] = [
         (label, [picture(pipe, pair, parts, method, wanted.seed) for pair in chosen])
-        for label, parts, method in ways()
+        for label, parts, method in ways(wanted.method or BASIC)
     ]
     rows.append(("the artist's original", originals(chosen)))
     heads = [f"{subject.name} in {style.name}" for subject, style in chosen]
