@@ -141,11 +141,11 @@ def _assembled(table: SiteTable, spoken: Tensor, weights: dict[int, Tensor], nor
     )
 
 
-def text_states(base: str, folder: Path) -> TextStates:
+def text_states(base: str, folder: Path, *, end: bool = False) -> TextStates:
     """Mean text states by a pipeline's own encoders, over the words and the end, without start and padding.
 
     A base with one CLIP encoder reads its last state; bases with several read the last but one of each,
-    side by side, as their pipelines do.
+    side by side, as their pipelines do. With ``end``, the states of the end token alone.
 
     Raises:
         ResourceError: An encoder or tokenizer is not in the folder.
@@ -156,7 +156,7 @@ def text_states(base: str, folder: Path) -> TextStates:
     parts = [_encoder(folder, name) for name in names]
 
     def speak(texts: Sequence[str]) -> Tensor:
-        return torch.cat([_mean_states(*part, texts, last=len(parts) == 1) for part in parts], dim=1)
+        return torch.cat([_mean_states(*part, texts, len(parts) == 1, end) for part in parts], dim=1)
 
     return speak
 
@@ -174,7 +174,7 @@ def _encoder(folder: Path, name: str) -> tuple[Any, Any]:
         raise ResourceError(f"{folder / name}: cannot be read as a CLIP text encoder ({line})") from error
 
 
-def _mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str], last: bool) -> Tensor:
+def _mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str], last: bool, end: bool) -> Tensor:
     longest = encoder.config.max_position_embeddings
     words = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
     mask = words.attention_mask.bool()
@@ -184,5 +184,7 @@ def _mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str], last: bool)
         )
     states = out.last_hidden_state if last else out.hidden_states[-2]
     mask = mask.clone()
+    if end:
+        return states[torch.arange(len(states)), mask.sum(1) - 1]
     mask[:, 0] = False
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

@@ -55,9 +55,7 @@ class LanceIndex:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = lancedb.connect(str(folder))
-            names = self._db.list_tables().tables
-            known = TABLE in names
-            self._table = self._db.open_table(TABLE) if known else self._created()
+            self._table = self._opened() or self._created()
         except (OSError, ValueError, RuntimeError) as error:
             line = str(error).strip().splitlines()[0]
             raise FormatError(f"{folder}: cannot be opened as an index ({line}); build it anew") from error
@@ -65,7 +63,19 @@ class LanceIndex:
             raise FormatError(f"{folder}: an index of another version; build it anew")
         self._indexed = self._vector_indices()
 
+    def _opened(self) -> Any:
+        """The table; None where there is none, or one whose making was cut off before its first commit."""
+        try:
+            return self._db.open_table(TABLE)
+        except ValueError as error:
+            if "not found" in str(error):
+                return None
+            raise
+
     def _created(self) -> Any:
+        place = self._folder / f"{TABLE}.lance"
+        if place.is_dir() and not any(place.glob("_versions/*.manifest")):
+            return self._db.create_table(TABLE, schema=schema(), mode="overwrite")
         # A process that came first may have made it between the look and now.
         return self._db.create_table(TABLE, schema=schema(), exist_ok=True)
 

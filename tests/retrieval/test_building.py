@@ -232,3 +232,11 @@ def test_a_build_survives_being_killed_anywhere(tmp_path: Path) -> None:
     assert facts[0] == facts[1]
     assert len(facts[0]) == 16
     assert len(killed.journal.seen) == 16
+
+
+def test_a_table_whose_making_was_cut_off_is_made_again(loras: Path, collection: Collection) -> None:
+    folder = collection.folder / "lance" / "adapters.lance"
+    for path in sorted(folder.rglob("*.manifest")):
+        path.unlink()
+    again = Collection(collection.folder)
+    assert build([loras], again).rows == 6

@@ -1,0 +1,137 @@
+"""Train and measure an encoder: ``python -m loracomp.training.encoder COMMAND CORPUS.json --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loracomp.errors import LoracompError, TrainingError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse one command and run it."""
+    parser = argparse.ArgumentParser(prog="python -m loracomp.training.encoder")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (run, about) in _COMMANDS.items():
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(run=run)
+        command.add_argument("corpus", type=Path, help="JSON file that describes the corpus")
+        command.add_argument("--index", type=Path, required=True, help="folder of features, made if missing")
+        command.add_argument("--out", type=Path, required=True, help="folder to write")
+        command.add_argument("--base", default="glyph")
+        command.add_argument("--base-folder", type=Path, help="the base in diffusers format")
+        command.add_argument("--minutes", type=float, default=20.0)
+        command.add_argument("--steps", type=int, default=10_000)
+        command.add_argument("--batch", type=int, default=512)
+        command.add_argument("--every", type=int, default=200, help="steps between measurements")
+        command.add_argument("--width", type=int, default=128)
+        command.add_argument("--layers", type=int, default=3)
+        command.add_argument("--split", default="test", choices=("validation", "test"))
+        command.add_argument("--jobs", type=int, help="processes that read adapters")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--device")
+    args = parser.parse_args(arguments)
+    args.device = args.device or _device()
+    try:
+        args.run(args)
+    except LoracompError as error:
+        print(f"loracomp: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _prepared(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """Corpus, collection, text encoder and tensors; features that are missing are made."""
+    from loracomp.formats import shipped_folder
+    from loracomp.retrieval.bank import text_states
+    from loracomp.retrieval.building import build
+    from loracomp.retrieval.collection import Collection
+    from loracomp.training.encoder.data import material, read_corpus
+
+    corpus = read_corpus(args.corpus)
+    collection = Collection(args.index, create=True)
+    files = [entry.file for entry in corpus.entries]
+    done = build(files, collection, base=args.base, base_folder=args.base_folder, jobs=args.jobs)
+    print(f"features: {done.added} new, {done.unchanged} there, {len(done.dead)} not readable")
+    folder = args.base_folder or shipped_folder(args.base)
+    if folder is None:
+        raise TrainingError(f"{args.base}: name its folder with --base-folder")
+    states = text_states(args.base, folder)
+    return corpus, collection, folder, material(corpus, collection, args.base, states)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from loracomp.retrieval.towers import EncoderConfig
+    from loracomp.training.encoder.train import Settings, train
+
+    _, collection, _, found = _prepared(args)
+    config = EncoderConfig(args.base, collection.banks[args.base].width, args.width, args.layers)
+    settings = Settings(args.steps, args.minutes, args.batch, every=args.every, seed=args.seed)
+    encoder = train(found, config, settings, args.out, args.device)
+    path = args.out / f"{args.base}.safetensors"
+    encoder.save(path)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {encoder.name}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from loracomp.retrieval.encoder import load_encoder
+    from loracomp.training.encoder.data import half_missing
+    from loracomp.training.encoder.evaluate import report
+
+    _, collection, _, found = _prepared(args)
+    towers = load_encoder(args.out / f"{args.base}.safetensors").towers
+    poorer = half_missing(found.files, args.base, collection.banks[args.base])
+    _write(args.out / f"{args.split}.json", report(towers, found, args.split, poorer))
+
+
+def _baselines(args: argparse.Namespace) -> None:
+    from loracomp.retrieval.bank import text_states
+    from loracomp.training.encoder.autolora import autolora_report, load_layers, train_autolora
+    from loracomp.training.encoder.baselines import baselines
+    from loracomp.training.encoder.data import stored
+
+    corpus, collection, folder, found = _prepared(args)
+    rows = stored(corpus, collection)
+    texts = [text for name in found.names for text in corpus.paraphrases[name]]
+    layers = load_layers(found.files, found, args.device)
+    features, facts = [row.features for row in rows], [row.facts for row in rows]
+    bank = collection.banks[args.base]
+    numbers = baselines(found, features, facts, texts, bank, layers, args.split)
+    ends = text_states(args.base, folder, end=True)(texts).float()
+    for name, mended in (("AutoLoRA", False), ("AutoLoRA, mended", True)):
+        steps = min(args.steps, 500)
+        model = train_autolora(
+            found, layers, ends, mended=mended, steps=steps, minutes=args.minutes, device=args.device
+        )
+        numbers[name] = autolora_report(model, found, layers, ends, args.split)
+    _write(args.out / f"baselines-{args.split}.json", numbers)
+
+
+def _write(path: Path, numbers: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    for name, found in numbers.items():
+        for part, values in ({name: found} if "mrr" in found else found).items():
+            label = name if part == name else f"{name}, {part}"
+            figures = ", ".join(f"{k} {values[k]['mean']:.3f}" for k in ("recall@1", "recall@10", "mrr"))
+            print(f"{label}: {figures}, abstention {values['abstention_auroc']['mean']:.3f}")
+    print(path)
+
+
+_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
+    "train": (_train, "train the three towers; goes on where it stopped"),
+    "evaluate": (_evaluate, "measure a trained encoder on unseen concepts"),
+    "baselines": (_baselines, "train and measure what it is held against"),
+}
+
+if __name__ == "__main__":
+    main()

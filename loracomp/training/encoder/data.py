@@ -1,0 +1,205 @@
+"""What the encoder is trained on: features of a corpus's adapters, its concepts in words and pictures.
+
+A corpus is described by one JSON file::
+
+    {"adapters": [{"file": "a/zq01.safetensors", "concept": "c17", "split": "train"}, …],
+     "concepts": {"c17": {"paraphrases": ["a red watermelon in halftone", …], "pictures": ["c17/0.png", …]}}}
+
+Splits are ``train``, ``validation`` and ``test``; paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loracomp.errors import TrainingError
+from loracomp.formats.layerfile import LayerFile
+from loracomp.retrieval.bank import ProbeBank, TextStates
+from loracomp.retrieval.collection import Collection
+from loracomp.retrieval.encoder import picture
+from loracomp.retrieval.encoding import Encoded
+from loracomp.retrieval.features import features
+from loracomp.retrieval.sites import SiteTable, site_table
+from loracomp.retrieval.towers import PICTURE, Batch, batch
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter of a corpus: its file, concept and split."""
+
+    file: Path
+    concept: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus as its description says.
+
+    Attributes:
+        entries: The adapters.
+        paraphrases: Texts of each concept.
+        pictures: Files of each concept's pictures.
+    """
+
+    entries: tuple[Entry, ...]
+    paraphrases: Mapping[str, tuple[str, ...]]
+    pictures: Mapping[str, tuple[Path, ...]]
+
+
+def read_corpus(path: Path) -> Corpus:
+    """The corpus that a file describes; raises :class:`TrainingError` with what is missing."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        root = path.parent
+        entries = tuple(
+            Entry(root / row["file"], str(row["concept"]), str(row["split"])) for row in said["adapters"]
+        )
+        concepts = said["concepts"]
+        texts = {name: tuple(map(str, about["paraphrases"])) for name, about in concepts.items()}
+        pictures = {
+            name: tuple(root / file for file in about.get("pictures", ())) for name, about in concepts.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(
+            f"{path}: not a corpus ({error!r}); see loracomp.training.encoder.data"
+        ) from error
+    for entry in entries:
+        if entry.split not in SPLITS:
+            raise TrainingError(f"{path}: {entry.file.name} has the split {entry.split!r}; use {SPLITS}")
+        if not texts.get(entry.concept):
+            raise TrainingError(f"{path}: the concept {entry.concept!r} has no paraphrase; give it one")
+    if not entries:
+        raise TrainingError(f"{path}: has no adapters; make the corpus first")
+    return Corpus(entries, texts, pictures)
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """A corpus as tensors.
+
+    Attributes:
+        table: The base's sites.
+        rows: Features of the adapters.
+        concepts: Concept of each adapter, shape (n,).
+        splits: Place in :data:`SPLITS` of each adapter, shape (n,).
+        states: Centered text states of all paraphrases, shape (t, d).
+        spoken: Concept of each paraphrase, shape (t,).
+        pictures: All pictures, shape (p, 3, 64, 64), uint8.
+        shown: Concept of each picture, shape (p,).
+        names: Names of the concepts.
+        common: What was taken off the text states, shape (d,).
+        files: The adapters' files.
+    """
+
+    table: SiteTable
+    rows: Batch
+    concepts: Tensor
+    splits: Tensor
+    states: Tensor
+    spoken: Tensor
+    pictures: Tensor
+    shown: Tensor
+    names: tuple[str, ...]
+    common: Tensor
+    files: tuple[Path, ...]
+
+    def members(self, split: str) -> Tensor:
+        """Positions of the adapters of a split."""
+        return (self.splits == SPLITS.index(split)).nonzero()[:, 0]
+
+    def unseen(self, split: str) -> Tensor:
+        """Concepts that are in a split and not in training."""
+        there = set(self.concepts[self.members(split)].tolist())
+        return torch.tensor(
+            sorted(there - set(self.concepts[self.members("train")].tolist())), dtype=torch.long
+        )
+
+    def to(self, device: torch.device | str) -> Material:
+        """The material on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, Batch))
+        }
+        return replace(self, **moved)
+
+
+def material(corpus: Corpus, collection: Collection, base: str, states: TextStates) -> Material:
+    """The tensors of a corpus whose adapters are in a collection's feature shards.
+
+    Args:
+        corpus: The corpus.
+        collection: Built from the corpus's files.
+        base: Base of all adapters.
+        states: The base's text encoder.
+
+    Raises:
+        TrainingError: An adapter has no features; ``loracomp index build`` makes them.
+    """
+    found = [row.features for row in stored(corpus, collection)]
+    bank = collection.banks[base]
+    names = tuple(sorted({entry.concept for entry in corpus.entries}))
+    number = {name: place for place, name in enumerate(names)}
+    texts = [(text, number[name]) for name in names for text in corpus.paraphrases[name]]
+    shown = [(file, number[name]) for name in names for file in corpus.pictures.get(name, ())]
+    return Material(
+        table=site_table(base),
+        rows=batch(found, bank.width, torch.float16),
+        concepts=torch.tensor([number[entry.concept] for entry in corpus.entries]),
+        splits=torch.tensor([SPLITS.index(entry.split) for entry in corpus.entries]),
+        states=bank.center(states([text for text, _ in texts]).float()),
+        spoken=torch.tensor([place for _, place in texts]),
+        pictures=_pictures([file for file, _ in shown]),
+        shown=torch.tensor([place for _, place in shown], dtype=torch.long),
+        names=names,
+        common=bank.common,
+        files=tuple(entry.file for entry in corpus.entries),
+    )
+
+
+def stored(corpus: Corpus, collection: Collection) -> list[Encoded]:
+    """Facts and features of a corpus's adapters in their order; raises :class:`TrainingError` for gaps."""
+    ids = {}
+    for entry in corpus.entries:
+        seen = collection.journal.seen.get(str(entry.file.absolute()))
+        if seen is None or not seen.id:
+            raise TrainingError(f"{entry.file}: has no features; run loracomp index build on the corpus")
+        ids[entry.file] = seen.id
+    held: dict[str, Encoded] = {}
+    for _, rows in collection.store.rows(set(ids.values())):
+        held |= {row.facts.id: row for row in rows}
+    return [held[ids[entry.file]] for entry in corpus.entries]
+
+
+def _pictures(files: Sequence[Path]) -> Tensor:
+    from PIL import Image
+
+    out = torch.zeros(len(files), 3, PICTURE, PICTURE, dtype=torch.uint8)
+    for place, file in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                out[place] = (picture(image) * 255).round().to(torch.uint8)
+        except OSError as error:
+            raise TrainingError(f"{file}: cannot be read as a picture ({error})") from error
+    return out
+
+
+def half_missing(files: Iterable[Path], base: str, bank: ProbeBank, seed: int = 0) -> Batch:
+    """Features of adapters after half of their layers, drawn at random, were taken out of the files."""
+    table, source = site_table(base), torch.Generator().manual_seed(seed)
+    rows = []
+    for file in files:
+        with LayerFile(file, base=base) as adapter:
+            paths = sorted(adapter.layers)
+            kept = torch.randperm(len(paths), generator=source)[: (len(paths) + 1) // 2].tolist()
+            layers: dict[int, Any] = {table.index[paths[p]]: adapter.layers[paths[p]] for p in kept}
+            rows.append(features(layers, table, bank))
+    return batch(rows, bank.width, torch.float16)
