@@ -30,6 +30,7 @@ from loracomp.cli import (
     methods,
     profile,
     train,
+    watermark_measure,
 )
 from loracomp.cli.screen import fail
 from loracomp.errors import LoracompError
@@ -55,6 +56,7 @@ app.add_typer(base.app, name="base")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(index.app, name="index")
+app.add_typer(watermark_measure.app, name="watermark")
 
 
 class InterruptedByUserError(LoracompError):

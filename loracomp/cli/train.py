@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loracomp.cli.screen import Json, emit_json
+from loracomp.errors import UsageError
 
 if TYPE_CHECKING:
     from loracomp.training.loop import Report
@@ -43,6 +44,17 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting; see `train settings`."),
     ] = None,
+    watermark: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Key file: what it draws carries this key's mark.")
+    ] = None,
+    mark: Annotated[
+        list[str] | None,
+        typer.Option("--mark", metavar="KEY=VALUE", help="A mark setting: method=authenlora."),
+    ] = None,
+    codec: Annotated[Path | None, typer.Option(help="The mark's codec; the shipped one if left out.")] = None,
+    shadow: Annotated[
+        list[str] | None, typer.Option("--shadow", help="A LoRA that the mark has to stand; repeatable.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -62,9 +74,35 @@ def run(
     file = read_toml(config) if config else {}
     chosen = make_config({**file, **parse_settings(setting or []), **given})
     target = out or Path(f"{chosen.name}.safetensors")
+    if watermark is None and (mark or codec or shadow):
+        raise UsageError("--mark, --codec and --shadow are about a mark; give its key with --watermark KEY")
     with _watching(as_json) as (report, stop):
-        result = train(chosen, data, target, device=device, report=report, stop=stop)
+        if watermark is None:
+            result = train(chosen, data, target, device=device, report=report, stop=stop)
+        else:
+            marking = _marking(watermark, mark or [], codec, chosen.base, shadow or [])
+            from loracomp.training.watermark.run import train_marked
+
+            result = train_marked(chosen, data, target, **marking, device=device, report=report, stop=stop)
     _show(result, as_json)
+
+
+def _marking(
+    key: Path, settings: list[str], codec: Path | None, base: str, shadows: list[str]
+) -> dict[str, Any]:
+    """What a marked run is given beyond a plain one."""
+    from loracomp.cli.watermark import open_codec
+    from loracomp.library import open_adapter
+    from loracomp.training.config import parse_settings
+    from loracomp.training.watermark.settings import mark_settings
+    from loracomp.watermark.keyfile import read_key
+
+    return {
+        "key": read_key(key),
+        "settings": mark_settings(parse_settings(settings)),
+        "codec": open_codec(codec, base),
+        "shadows": [open_adapter(name) for name in shadows],
+    }
 
 
 @app.command("resume")
@@ -77,6 +115,8 @@ def resume(
     """Go on with an interrupted run."""
     from loracomp.training.run import resume as go_on
 
+    if (out.with_name(f"{out.name}.ckpt") / "mark.json").exists():
+        raise UsageError(f"{out}: a run with --watermark; the same `train run` command goes on with it")
     with _watching(as_json) as (report, stop):
         result = go_on(out, data=data, device=device, report=report, stop=stop)
     _show(result, as_json)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def load_codec(path: Path) -> Codec:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})[KIND])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        table = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["shape"].items()}
+        table: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["shape"].items()}
         codec = Codec.fresh(Shape(**table), str(facts["base"]), float(facts["amplitude"]))
         for part, module in (("encoder", codec.encoder), ("extractor", codec.extractor)):
             state = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}

@@ -63,6 +63,11 @@ def read_key(path: Path) -> Key:
     return Key(str(lora), str(user), counter, bits, _secret(path, table))
 
 
+def is_owner(path: Path) -> bool:
+    """Whether a file is an owner's key; raises as :func:`read_key` does."""
+    return _read(path).get("format") == OWNER
+
+
 def read_public(path: Path) -> bytes:
     """The 32 bytes of a trusted public key; raises as :func:`read_key` does."""
     table = _read(path, private=False)

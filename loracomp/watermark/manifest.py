@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from loracomp.errors import FormatError
+from loracomp.errors import FormatError, UsageError
 from loracomp.formats.source import Source
 from loracomp.watermark.canonical import canonical, decimal, tensor_digest
 from loracomp.watermark.header import with_strings
@@ -121,6 +121,21 @@ def sign_file(path: Path, key: Key, **facts: Any) -> Proof:
     with_strings(path, {MANIFEST: raw.decode(), SIGNATURE: signature})
     detached_path(path).write_text(json.dumps({"manifest": raw.decode(), "signature": signature}) + "\n")
     return check_file(path, public_key(key.signing_seed))
+
+
+def add_power(path: Path, key: Key, power: Sequence[Mapping[str, float]], gain: float) -> Proof:
+    """Signs a file anew with its power curve: at which strength how many pictures suffice.
+
+    Raises:
+        UsageError: The file was not signed by this key, or its tensors changed since.
+    """
+    proof = check_file(path, public_key(key.signing_seed))
+    if proof.status != "valid":
+        raise UsageError(f"{path}: manifest {proof.status}; embed the mark anew, or give the file's own key")
+    kept = {
+        name: value for name, value in proof.manifest.items() if name in ("method", "settings", "extractor")
+    }
+    return sign_file(path, key, **kept, power=power, gain=gain)
 
 
 def detached_path(path: Path) -> Path:

@@ -83,6 +83,7 @@ class Encoder(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.bands: Tensor
         self.register_buffer("bands", cosine_bands(shape.latent, shape.bands), persistent=False)
         self.gains = nn.Parameter(torch.zeros(shape.channels, shape.bands))
         self.mix = nn.Parameter(torch.eye(shape.channels))
@@ -113,6 +114,7 @@ class Lookup(nn.Module):
         self.shape, self.grid = shape, max(1, shape.latent // 2)
         self.project = nn.Linear(shape.bits, self.grid**2)
         self.out = nn.Conv2d(shape.channels, shape.channels, 3, padding=1)
+        self.size: Tensor
         self.register_buffer("size", torch.ones(()))
 
     def forward(self, messages: Tensor) -> Tensor:
@@ -202,7 +204,7 @@ class Extractor(nn.Module):
         self.stride = grid_size(shape.pixels, shape.latent)
         narrow, wide = shape.widths
         half = max(1, self.stride // 2)
-        self.half = half
+        self.cell = half
         self.stem = nn.Conv2d(3 * half * half, narrow, 3, padding=1)
         self.early = nn.Sequential(*(Block(narrow) for _ in range(shape.blocks[0])))
         ratio = self.stride // half
@@ -210,13 +212,14 @@ class Extractor(nn.Module):
         self.late = nn.Sequential(*(Block(wide) for _ in range(shape.blocks[1])))
         self.norm = nn.GroupNorm(min(GROUPS, wide), wide)
         self.head = nn.Conv2d(wide, shape.channels, 1)
+        self.bands: Tensor
         self.register_buffer("bands", cosine_bands(shape.latent, shape.bands), persistent=False)
         fixed = shape.carriers != "keyed"
         self.scale = nn.Parameter(torch.tensor(0.0)) if not fixed else None
         self.logits = nn.Linear(shape.channels * shape.bands, shape.bits) if fixed else None
 
     def forward(self, pictures: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(pictures * 2 - 1, self.half)
+        x = F.pixel_unshuffle(pictures * 2 - 1, self.cell)
         x = self.late(self.down(self.early(self.stem(x))))
         field = self.head(F.silu(self.norm(x)))
         table = torch.einsum("bchw,fhw->bcf", field.float(), self.bands).flatten(1)

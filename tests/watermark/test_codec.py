@@ -53,8 +53,8 @@ def test_bands_are_orthonormal_and_have_no_mean() -> None:
 def test_residuals_are_linear_and_of_known_size() -> None:
     codec = Codec.fresh(GLYPH, "glyph", 0.2)
     with torch.no_grad():
-        codec.encoder.gains.normal_()  # type: ignore[union-attr,operator]
-        codec.encoder.mix.normal_()  # type: ignore[union-attr,operator]
+        codec.encoder.gains.normal_()  # type: ignore[operator]
+        codec.encoder.mix.normal_()  # type: ignore[operator]
     codes = torch.nn.functional.normalize(
         torch.randn(400, GLYPH.dimensions, generator=worlds.source(0)), dim=1
     )

@@ -12,7 +12,7 @@ import torch
 
 from loracomp.errors import FormatError, ResourceError, UsageError
 from loracomp.watermark import keyfile, ledger, stream
-from loracomp.watermark.keys import OwnerKey
+from loracomp.watermark.keys import Key, OwnerKey
 from loracomp.watermark.signing import public_key
 
 
@@ -54,7 +54,8 @@ def test_keys_are_derived_and_independent() -> None:
 
 
 def test_messages_are_balanced_and_distant() -> None:
-    owner, issued = OwnerKey(b"\x03" * 32), []
+    owner = OwnerKey(b"\x03" * 32)
+    issued: list[Key] = []
     for number in range(12):
         key = owner.issue("mono", f"user-{number}", 32, issued)
         assert 13 <= int(key.message.sum()) <= 19

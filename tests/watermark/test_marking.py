@@ -16,11 +16,11 @@ from tiny import layer_table, random_adapter, run, shapes_of, tiny_pipeline
 from loracomp import attach, detach, formats
 from loracomp.errors import TrainingError, UnknownNameError, UsageError
 from loracomp.lowrank import truncate
-from loracomp.training import loop
 from loracomp.training.config import make_config
 from loracomp.training.inject import inject
 from loracomp.training.interrupt import InterruptedRunError
 from loracomp.training.run import train
+from loracomp.training.schedule import draw_of
 from loracomp.training.watermark import shift
 from loracomp.training.watermark.dial import Dial, adopt, shadow_layers
 from loracomp.training.watermark.objective import Keyed
@@ -233,7 +233,7 @@ def test_the_shift_is_learned(
 ) -> None:
     """Seen again and again, a batch's error against the twin's picture plus the mark falls."""
     values: list[float] = []
-    measure, first = Keyed.loss, loop.draw_of
+    measure = Keyed.loss
 
     def listen(objective: Keyed, draw: Any) -> torch.Tensor:
         value = measure(objective, draw)
@@ -241,7 +241,8 @@ def test_the_shift_is_learned(
         return value
 
     monkeypatch.setattr(Keyed, "loss", listen)
-    monkeypatch.setattr(loop, "draw_of", lambda config, step, *rest: first(config, 0, *rest))
+    again = "loracomp.training.loop.draw_of"
+    monkeypatch.setattr(again, lambda config, step, *rest: draw_of(config, 0, *rest))
     twin = random_adapter(layer_table(pipe), TARGETS, rank=2, base="sd15", name="ink", size=0.05)
     chosen = settings(steps=25, rank=4, batch=4, crowded=0, truncated=0, style=0, detect=0, lr=2e-2)
     embed(twin, tmp_path / "a.safetensors", KEY, codec(), chosen, pipe=pipe, data=folder, config=config())

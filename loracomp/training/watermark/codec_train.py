@@ -197,8 +197,9 @@ def finished(run: CodecRun, state: State, latents: Latents, material: Material) 
             for _ in range(4)
         ]  # fmt: skip
         size = float(torch.stack(found).mean())
-        if made.extractor.scale is not None and size > 1e-4:
-            made.extractor.scale -= math.log(size)
+        scale = made.extractor.scale
+        if isinstance(scale, Tensor) and size > 1e-4:
+            scale -= math.log(size)
     return made
 
 
