@@ -18,8 +18,8 @@ from torch import Tensor
 
 from loracomp.errors import FormatError, UsageError
 
-KNOTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-"""Weights at which the effect is measured, beside 0 where it is none."""
+KNOTS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
+"""Weights at which the effect is measured, beside 0 where it is none; it is steepest at first."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -68,9 +69,7 @@ def test_refreshes_are_the_turns_and_what_grew_stale(count: int, steps: int, sta
     assert bool(found.refresh[0].all())
     for branch in range(count):
         times = found.refresh[:, branch].nonzero().flatten().tolist()
-        assert all(
-            later - earlier <= oldest for earlier, later in zip(times, [*times[1:], steps], strict=True)
-        )
+        assert all(later - earlier <= oldest for earlier, later in pairwise([*times, steps]))
         turns = [k for k in refresh_marks(steps, 2, 3).nonzero().flatten().tolist() if leaders[k] == branch]
         early = [k for k in times if k not in turns]
         assert set(turns) <= set(times)
