@@ -86,6 +86,9 @@ def calibrate(
     adapter: Annotated[
         list[str] | None, typer.Option("--adapter", help="An unmarked LoRA; repeatable.")
     ] = None,
+    twin: Annotated[
+        list[str] | None, typer.Option("--twin", help="The unmarked twin of a marked LoRA; repeatable.")
+    ] = None,
     images: Annotated[int, typer.Option(help="Pictures to draw with the base, and with the LoRAs.")] = 500,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the base's own if left out.")] = None,
     codec: CodecFile = None,
@@ -108,9 +111,19 @@ def calibrate(
     if real and not files:
         raise UsageError(f"{real}: no pictures in it")
     adapters = [open_adapter(name) for name in adapter or []]
+    twins = [open_adapter(name) for name in twin or []]
     pipe = open_base(base, dtype="fp32", device=device)
     with steps_bar("calibrating", as_json, "population") as progress:
-        made = run(opened, pipe, real=files, adapters=adapters, count=images, steps=steps, progress=progress)
+        made = run(
+            opened,
+            pipe,
+            real=files,
+            adapters=adapters,
+            twins=twins,
+            count=images,
+            steps=steps,
+            progress=progress,
+        )
     made.save(out)
     rows = null_report(made, bits=opened.shape.bits) if opened.keyed else []
     held = all(row.holds for row in rows)

@@ -30,7 +30,7 @@ def base_prompts(base: str, count: int, seed: int = 0) -> list[str]:
     from loracomp.training.glyph.packages import ART_SETS
     from loracomp.training.glyph.palette import COLOR_NAMES
 
-    names, phrases = _names(), [art.phrase for art in ART_SETS if art.seen]
+    names, phrases = known_subjects(), [art.phrase for art in ART_SETS if art.seen]
     source = generator_for(seed, "prompts")
     order = torch.randperm(len(names), generator=source).tolist()
     out = []
@@ -41,7 +41,7 @@ def base_prompts(base: str, count: int, seed: int = 0) -> list[str]:
     return out
 
 
-def _names() -> list[str]:
+def known_subjects() -> list[str]:
     """Subjects that the base draws and the benchmark leaves alone."""
     from loracomp.training.glyph.splits import committed
 

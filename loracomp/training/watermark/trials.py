@@ -87,6 +87,7 @@ def calibrate(
     *,
     real: Sequence[Path] = (),
     adapters: Sequence[Adapter] = (),
+    twins: Sequence[Adapter] = (),
     count: int = 500,
     seed: int = 5000,
     steps: int | None = None,
@@ -98,14 +99,16 @@ def calibrate(
         codec: What is calibrated.
         pipe: Its base.
         real: Files of real pictures.
-        adapters: Unmarked adapters.
+        adapters: Other adapters, unmarked.
+        twins: Unmarked twins of marked adapters.
         count: Pictures of the base; as many of all adapters together.
         seed: Of the drawing.
         steps: Denoising steps; the base's own where None.
         progress: Told (populations done, of).
     """
     found = Negatives(codec)
-    total = 1 + len(adapters) + bool(real)
+    drawing = [*(("other LoRAs", a) for a in adapters), *(("unmarked twins", a) for a in twins)]
+    total = 1 + len(drawing) + bool(real)
     if real:
         pictures = read_pictures(real, codec.shape.pixels).pixels
         clusters = torch.arange(len(pictures))
@@ -118,11 +121,11 @@ def calibrate(
     clusters = torch.tensor([subjects[text] for text in prompts])
     found.add("base", pictures, clusters)
     found.attacked(pictures, 100_000 + clusters)
-    for number, adapter in enumerate(adapters):
-        texts = prompts_for(adapter, max(1, count // len(adapters)), seed + number)
+    for number, (population, adapter) in enumerate(drawing):
+        texts = prompts_for(adapter, max(1, count // len(drawing)), seed + number)
         pictures = Studio(pipe, texts, seed + 10_000 * (1 + number), steps).draw([adapter])
         clusters = torch.full((len(pictures),), 200_000 + number)
-        found.add("other LoRAs", pictures, clusters)
+        found.add(population, pictures, clusters)
         found.attacked(pictures, clusters)
         progress(number + 1 + bool(real), total)
     return found.calibration(codec.base)
