@@ -86,8 +86,10 @@ def test_measurements_are_found_by_content(tmp_path: Path, monkeypatch: pytest.M
     runs: list[int] = []
 
     def found(**options: Any) -> Measured:
-        options = {"folders": [folder], "setting": setting} | options
-        return profile(pipe, adapter, progress=lambda done, total: runs.append(done), **options)
+        def told(done: int, total: int) -> None:
+            runs.append(done)
+
+        return profile(pipe, adapter, folders=[folder], setting=setting, progress=told, **options)
 
     first = found()
     assert len(runs) == 3

@@ -32,7 +32,8 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def test_live_equals_the_merged_file(pipe: Any) -> None:
-    adapters, options = pair(pipe), {"consistency": 0.8, "conflict": 0.0, "removal": 0.7}
+    adapters = pair(pipe)
+    options: dict[str, Any] = {"consistency": 0.8, "conflict": 0.0, "removal": 0.7}
     with attach(pipe, adapters, Program("lion", (1.0, 0.7), options)):
         live = run(pipe)
     with attach(pipe, [merge(adapters, [1.0, 0.7], "lion", **options)]):
