@@ -298,9 +298,7 @@ def main() -> None:
     found = dict(Bench(args).run())
     missing = [name for name, value in found.items() if value is None]
     report(found, args.out)
-    print(
-        f"{args.out}: {len(found) - len(missing)} of {len(found)} stages; missing: {', '.join(missing) or 'none'}"
-    )
+    print(f"{args.out}: {len(found) - len(missing)} of {len(found)} stages; missing: {missing or 'none'}")
 
 
 if __name__ == "__main__":

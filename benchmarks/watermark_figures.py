@@ -69,7 +69,7 @@ def _residual(marked: Tensor, twin: Tensor, path: Path, count: int = 8) -> None:
 
 def report(found: Mapping[str, Any], out: Path) -> None:
     """The table of targets, all that was measured, and the curves."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for method in ("keyed", "authenlora", "aqualora"):
         names = [n for n in found if n.startswith("attack-") and f"-{method}-" in n and n.endswith("-32")]
         runs = [found[name]["rows"] for name in names if found[name]]
@@ -81,10 +81,9 @@ def report(found: Mapping[str, Any], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"targets": rows, "stages": found}, indent=1) + "\n", encoding="utf-8")
     for row in rows:
-        held = "holds" if row["mean"] >= row["target"] else "MISSES"
-        print(
-            f"{row['method']} {row['attack']} {row['level']}: {row['mean']:.3f} (target {row['target']}) {held}"
-        )
+        what, mean = f"{row['method']} {row['attack']} {row['level']}", float(row["mean"])
+        held = "holds" if mean >= row["target"] else "MISSES"
+        print(f"{what}: {mean:.3f} (target {row['target']}) {held}")
     curves = {
         name.removeprefix("attack-"): [(row["strength"], row["tpr5_0.001"]) for row in run["power"]]
         for name, run in found.items()

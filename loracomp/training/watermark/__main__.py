@@ -21,9 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     codec.add_argument("--base", default="glyph", help="known name, diffusers folder or hub id")
     codec.add_argument("--pictures", type=Path, help="folder of pictures; left out, glyph's icons")
     codec.add_argument("--data", type=Path, default=DATA, help="folder of icons.json.xz")
-    codec.add_argument(
-        "--work", type=Path, default=DATA / "watermark", help="checkpoint, log, rendered icons"
-    )
+    codec.add_argument("--work", type=Path, default=DATA / "watermark", help="checkpoint and log")
     codec.add_argument("--out", type=Path, help="file to write; the package's own for glyph's keyed codec")
     codec.add_argument("--carriers", choices=("keyed", "fixed", "zero", "pooled"), default="keyed")
     codec.add_argument("--minutes", type=float, default=15.0)
@@ -102,8 +100,9 @@ def _material(args: argparse.Namespace, side: int) -> Any:
         return Folder.read(args.pictures, side, device)
     from loracomp.training.glyph.pictures import load_pictures, render_store
 
-    render_store(args.data, args.work, variants=2, workers=args.workers)
-    return Icons(load_pictures(args.data, args.work, device))
+    rendered = args.data / "watermark"
+    render_store(args.data, rendered, variants=2, workers=args.workers)
+    return Icons(load_pictures(args.data, rendered, device))
 
 
 if __name__ == "__main__":
