@@ -70,10 +70,10 @@ def render_all(svgs: Sequence[str], variants: int, seed: int = 0, workers: int =
 
 def _render_job(job: tuple[str, list[Placement]]) -> NDArray[np.uint8]:
     svg, placements = job
-    return np.stack([_rasterize_near(svg, placement) for placement in placements])
+    return np.stack([rasterize_near(svg, placement) for placement in placements])
 
 
-def _rasterize_near(svg: str, placement: Placement) -> NDArray[np.uint8]:
+def rasterize_near(svg: str, placement: Placement) -> NDArray[np.uint8]:
     """Like ``rasterize``; where the renderer breaks down on a placement, one a little larger."""
     scale, right, down = placement
     for growth in (1.0, 1.013, 1.031, 0.987):
