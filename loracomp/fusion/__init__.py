@@ -1,7 +1,7 @@
 """Composing adapters: gate programs, the stacked runtime layer, merges.
 
-``program``, ``curves``, ``plan``, ``blocks``, ``branches``, ``methods`` and the methods with files of their own
-(``cmlora``, ``lion``, ``prompt_aware``, ``roles``) are pure data and mathematics;
+``program``, ``curves``, ``plan``, ``blocks``, ``branches``, ``methods`` and the methods with files of
+their own (``cmlora``, ``lion``, ``prompt_aware``, ``roles``) are pure data and mathematics;
 ``stacked``, ``gates`` and ``hook`` are the runtime.
 """
 
