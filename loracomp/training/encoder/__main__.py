@@ -1,4 +1,4 @@
-"""Train and measure an encoder: ``python -m loracomp.training.encoder COMMAND CORPUS.json --help``."""
+"""Train and measure an encoder: ``python -m loracomp.training.encoder COMMAND CORPUS --help``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (run, about) in _COMMANDS.items():
         command = commands.add_parser(name, help=about)
         command.set_defaults(run=run)
-        command.add_argument("corpus", type=Path, help="JSON file that describes the corpus")
+        command.add_argument("corpus", type=Path, help="folder of the corpus")
         command.add_argument("--index", type=Path, required=True, help="folder of features, made if missing")
         command.add_argument("--out", type=Path, required=True, help="folder to write")
         command.add_argument("--base", default="glyph")

@@ -1,11 +1,8 @@
 """What the encoder is trained on: features of a corpus's adapters, its concepts in words and pictures.
 
-A corpus is described by one JSON file::
-
-    {"adapters": [{"file": "a/zq01.safetensors", "concept": "c17", "split": "train"}, …],
-     "concepts": {"c17": {"paraphrases": ["a red watermelon in halftone", …], "pictures": ["c17/0.png", …]}}}
-
-Splits are ``train``, ``validation`` and ``test``; paths are relative to the file.
+A corpus is the folder that ``python -m loracomp.training.corpus`` makes: ``corpus.jsonl`` has a row per
+adapter with ``file``, ``concept``, ``concept_split`` and ``seed_split``, ``concepts.json`` the concepts'
+``description`` and ``paraphrases``, and ``pictures/ID/`` their pictures.
 """
 
 from __future__ import annotations
@@ -28,13 +25,15 @@ from loracomp.retrieval.encoding import Encoded
 from loracomp.retrieval.features import features
 from loracomp.retrieval.sites import SiteTable, site_table
 from loracomp.retrieval.towers import PICTURE, Batch, batch
+from loracomp.training.corpus.store import CONCEPTS, TABLE
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "other")
+"""``other``: a training concept with a seed that is not for training; it is in the gallery alone."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One adapter of a corpus: its file, concept and split."""
+    """One adapter of a corpus: its file, concept and place in :data:`SPLITS`."""
 
     file: Path
     concept: str
@@ -56,31 +55,32 @@ class Corpus:
     pictures: Mapping[str, tuple[Path, ...]]
 
 
-def read_corpus(path: Path) -> Corpus:
-    """The corpus that a file describes; raises :class:`TrainingError` with what is missing."""
+def read_corpus(folder: Path) -> Corpus:
+    """The corpus in a folder; raises :class:`TrainingError` with what is missing."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        root = path.parent
+        rows = [json.loads(line) for line in (folder / TABLE).read_text("utf-8").splitlines()]
+        concepts = {str(row["id"]): row for row in json.loads((folder / CONCEPTS).read_text("utf-8"))}
         entries = tuple(
-            Entry(root / row["file"], str(row["concept"]), str(row["split"])) for row in said["adapters"]
+            Entry(folder / row["file"], str(row["concept"]), _split(row["concept_split"], row["seed_split"]))
+            for row in rows
         )
-        concepts = said["concepts"]
-        texts = {name: tuple(map(str, about["paraphrases"])) for name, about in concepts.items()}
-        pictures = {
-            name: tuple(root / file for file in about.get("pictures", ())) for name, about in concepts.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        used = sorted({entry.concept for entry in entries})
+        texts = {name: (concepts[name]["description"], *concepts[name]["paraphrases"]) for name in used}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
-            f"{path}: not a corpus ({error!r}); see loracomp.training.encoder.data"
+            f"{folder}: not a corpus ({error!r}); make one: python -m loracomp.training.corpus all"
         ) from error
-    for entry in entries:
-        if entry.split not in SPLITS:
-            raise TrainingError(f"{path}: {entry.file.name} has the split {entry.split!r}; use {SPLITS}")
-        if not texts.get(entry.concept):
-            raise TrainingError(f"{path}: the concept {entry.concept!r} has no paraphrase; give it one")
     if not entries:
-        raise TrainingError(f"{path}: has no adapters; make the corpus first")
+        raise TrainingError(f"{folder / TABLE}: has no adapters; make the corpus first")
+    pictures = {name: tuple(sorted((folder / "pictures" / name).glob("*.png"))) for name in used}
     return Corpus(entries, texts, pictures)
+
+
+def _split(concept: str, seed: str) -> str:
+    """Trained on are training seeds of training concepts alone."""
+    if concept not in SPLITS[:3]:
+        raise ValueError(f"a concept of the split {concept!r}")
+    return "other" if concept == "train" and seed != "train" else concept
 
 
 @dataclass(frozen=True, eq=False)
