@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -57,9 +58,7 @@ def header(
         "loracomp.version": __version__,
         "loracomp.config": config.dump(),
         "loracomp.data": json.dumps(training_manifest(data), sort_keys=True),
-        "loracomp.environment": json.dumps(
-            {"python": platform.python_version(), **{n: version(n) for n in ("torch", "diffusers", "peft")}}
-        ),
+        "loracomp.environment": _environment(),
     }
     if config.acceleration:
         own[Acceleration.KEY] = config.acceleration.to_json()
@@ -68,6 +67,12 @@ def header(
         **_modelspec(config, row, prediction, resolution, started),
         **own,
     }
+
+
+@cache
+def _environment() -> str:
+    packages = {name: version(name) for name in ("torch", "diffusers", "peft")}
+    return json.dumps({"python": platform.python_version(), **packages})
 
 
 def _kohya(

@@ -101,7 +101,7 @@ class Objective:
             states = self._text(batch)
             if self.prediction == "flow":
                 return self._flow(batch, states)
-            timesteps = torch.where(batch.terminal, self.levels - 1, (batch.level * self.levels).long())
+            timesteps = (batch.level * self.levels).long().masked_fill(batch.terminal, self.levels - 1)
             return self._diffusion(batch.clean, batch.noise, timesteps, states)
 
     def _moved(self, value: Tensor) -> Tensor:

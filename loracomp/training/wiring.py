@@ -86,8 +86,8 @@ class PackedWiring:
             guidance=steps if model.config.guidance_embeds else None,
             encoder_hidden_states=states["hidden"],
             pooled_projections=states["pooled"],
-            txt_ids=torch.zeros(states["hidden"].shape[1], 3).to(noisy),
-            img_ids=patch_positions(height // 2, width // 2).to(noisy),
+            txt_ids=noisy.new_zeros(states["hidden"].shape[1], 3),
+            img_ids=patch_positions(height // 2, width // 2, noisy.device).to(noisy),
             return_dict=False,
         )[0]
         return unpack(out, height, width)
@@ -107,11 +107,11 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return patches.reshape(batch, size // 4, height, width)
 
 
-def patch_positions(rows: int, columns: int) -> Tensor:
+def patch_positions(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
     """(rows · columns, 3) position ids (0, row, column)."""
-    ids = torch.zeros(rows, columns, 3)
-    ids[..., 1] = torch.arange(rows)[:, None]
-    ids[..., 2] = torch.arange(columns)[None, :]
+    ids = torch.zeros(rows, columns, 3, device=device)
+    ids[..., 1] = torch.arange(rows, device=device)[:, None]
+    ids[..., 2] = torch.arange(columns, device=device)[None, :]
     return ids.reshape(-1, 3)
 
 

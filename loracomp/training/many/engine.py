@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -80,6 +82,8 @@ class Engine:
         self.broken = torch.full((stack.seats,), -1, device=device)
         self.weights = torch.zeros(stack.seats, cohort.width, device=device)
         self.draws = Draws(firsts, objective.latent_shape, cohort.width, device.type == "cuda")
+        self._starts: dict[Member, Future[Tensor]] = {}
+        self._pool = ThreadPoolExecutor(1)
         self._work: Callable[[Sequence[Batch], Tensor, Tensor], tuple[Tensor, Tensor]] = self._step
         if graph:
             self._work = Captured(self._step, self._batches(), self._rows(), self.weights)
@@ -98,12 +102,26 @@ class Engine:
         return sum(finite) / max(1, len(finite))
 
     def admit(self) -> None:
-        """Fills empty seats from the queue."""
+        """Fills empty seats from the queue, and makes first values ready for those next in line."""
         for number, seat in enumerate(self.seats):
             if seat is None and self.queue:
                 member = self.queue.popleft()
                 self.take(number, Seat(member, time.time()))
-                self.stack.begin(number, self.stack.fresh(member.config, member.paths))
+                self.stack.begin(number, self._start(member).result())
+                del self._starts[member]
+        for member in islice(self.queue, len(self.seats)):
+            self._start(member)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self.draws.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _start(self, member: Member) -> Future[Tensor]:
+        """The values that a member begins with."""
+        if member not in self._starts:
+            self._starts[member] = self._pool.submit(self.stack.fresh, member.config, member.paths)
+        return self._starts[member]
 
     def take(self, number: int, seat: Seat) -> None:
         """Puts an adapter on a seat; its values and moments are the caller's to write."""
@@ -181,7 +199,7 @@ class Engine:
         total = torch.zeros_like(weights[:, 0])
         for batch in batches:
             errors = self.objective.errors(batch).reshape(weights.shape)
-            losses = torch.where(weights > 0, errors * weights, 0).sum(1)
+            losses = (errors * weights).sum(1)
             self.stack.collect(losses.sum())
             total += losses.detach()
         return total, update(self.stack, rows)

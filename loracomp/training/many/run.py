@@ -54,11 +54,12 @@ class Ways:
 
 @dataclass(eq=False)
 class _Clock:
-    """Steps of all adapters, for the bar: done, in all, and where this process began."""
+    """Steps of all adapters, for the bar: in all, done, and when process and steps began."""
 
     total: int
     done: int = 0
     begun: float = field(default_factory=time.monotonic)
+    stepping: float | None = None
     told: float = 0.0
 
 
@@ -192,6 +193,7 @@ class _Run:
         try:
             while engine.active:
                 before = len(self.desk.failed)
+                self.clock.stepping = self.clock.stepping or time.monotonic()
                 self.clock.done += engine.advance()
                 for name in list(self.desk.failed)[before:]:
                     text = f"{self.desk.failed[name]}; the others go on"
@@ -206,7 +208,7 @@ class _Run:
                     done = len(self.desk.done) + len(self.desk.kept)
                     raise InterruptedManyError(done, len(self.plan.members), self.out)
         finally:
-            engine.draws.close()
+            engine.close()
 
     @staticmethod
     def _due(engine: Engine) -> bool:
@@ -233,7 +235,7 @@ class _Run:
         if now - clock.told < REPORT_SECONDS and engine.active:
             return
         clock.told = now
-        each = (now - clock.begun) / clock.done
+        each = (now - (clock.stepping or now)) / clock.done
         self.ways.report(
             {
                 "event": "step",
