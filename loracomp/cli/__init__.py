@@ -29,6 +29,7 @@ from loracomp.cli import (
     merge,
     methods,
     profile,
+    synthesis,
     train,
     watermark_measure,
 )
@@ -55,6 +56,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(base.app, name="base")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(benchmark.app, name="benchmark")
+index.app.command("synthesize")(synthesis.synthesize)
 app.add_typer(index.app, name="index")
 app.add_typer(watermark_measure.app, name="watermark")
 

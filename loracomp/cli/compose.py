@@ -75,11 +75,26 @@ def compose(
     repeat: Annotated[
         Path | None, typer.Option("--from", help="Repeat the composition recorded in this image.")
     ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Choose the adapters from --index.")] = False,
+    auto_strict: Annotated[
+        bool, typer.Option("--auto-strict", help="As --auto, but refuse where none helps (exit code 1).")
+    ] = False,
+    index: Annotated[Path, typer.Option(help="Index that --auto chooses from.")] = Path("loracomp-index"),
     as_json: Json = False,
 ) -> None:
     """Draw an image with several LoRAs."""
     started = time.monotonic()
     _writable(out)
+    choice: dict[str, Any] = {}
+    if auto or auto_strict:
+        from loracomp.cli.auto import chosen
+
+        if repeat:
+            raise UsageError("--from repeats an image with its adapters; leave out --auto")
+        prompt, lora, found, choice = chosen(
+            prompt, lora or [], index, base or "glyph", strict=auto_strict, quiet=as_json
+        )
+        method = method or found
     choices = {
         "method": method, "negative": negative, "scheduler": scheduler, "steps": steps,
         "guidance": guidance, "guidance_rescale": guidance_rescale, "seed": seed, "batch": batch,
@@ -103,7 +118,7 @@ def compose(
     paths = _paths(out, len(drawn))
     for path, (image, used) in zip(paths, drawn, strict=True):
         save_image(image, path, used)
-    _report(paths, [used for _, used in drawn], time.monotonic() - started, as_json)
+    _report(paths, [used for _, used in drawn], time.monotonic() - started, as_json, choice)
 
 
 def _repeated(image: Path, choices: dict[str, Any], dtype: str, device: str) -> Recipe:
@@ -162,10 +177,12 @@ def _paths(out: Path, count: int) -> list[Path]:
     return [out] if count == 1 else [out.with_stem(f"{out.stem}-{n + 1}") for n in range(count)]
 
 
-def _report(paths: list[Path], recipes: list[Recipe], seconds: float, as_json: bool) -> None:
+def _report(
+    paths: list[Path], recipes: list[Recipe], seconds: float, as_json: bool, choice: dict[str, Any]
+) -> None:
     if as_json:
         images = [{"file": str(p), "recipe": asdict(r)} for p, r in zip(paths, recipes, strict=True)]
-        emit_json({"images": images, "seconds": round(seconds, 2)})
+        emit_json({"images": images, "seconds": round(seconds, 2), **({"auto": choice} if choice else {})})
         return
     recipe = recipes[0]
     parts = " + ".join(_told(use) for use in recipe.uses) or "no adapter"
