@@ -6,10 +6,10 @@ weights (:mod:`loracomp.retrieval.hearing`), and what the header claims. Each an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import erfc, exp
+from math import erfc
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,8 @@ from loracomp.retrieval.words import WordIndex, reciprocal_ranks
 CANDIDATES = 200
 WEIGHTS: Mapping[str, float] = {"learned": 2.0, "hears": 1.0, "words": 1.0, "update": 1.0, "says": 0.5}
 _WORDY = 200_000
+# A header that claims every word of a query is believed this much.
+_NAMED = 0.95
 
 
 class QueryEncoder(making.Encoder, Protocol):
@@ -63,6 +65,10 @@ class Answer:
     base: str
     confidence: float
     notes: tuple[str, ...] = field(default=())
+
+
+Sure = Callable[[Hit], float]
+"""Confidence in a first hit, in [0, 1]."""
 
 
 class Searcher:
@@ -137,7 +143,8 @@ class Searcher:
             views["words"] = self._words.search(query, CANDIDATES, among)
         if base not in self._encoders:
             notes.append(f"no learned encoder for {base}: texts are matched by text probes and headers")
-        return self._fused(views, k, limits, base, notes)
+        among = self._collection.index.stats()["rows"]
+        return self._fused(views, k, base, self._sure_of_text(query, base, among), notes)
 
     def image(self, image: Any, k: int = 10, where: Filter | None = None, base: str | None = None) -> Answer:
         """Adapters for a picture (PIL); raises :class:`ResourceError` without a learned encoder."""
@@ -147,8 +154,11 @@ class Searcher:
                 f"pictures need a learned encoder for {base}; train one: python -m loracomp.training.encoder"
             )
         limits = both(where, Compare("base", "=", base))
-        vector = self._encoders[base].images([image])[0]
-        return self._fused({"learned": self._nearest("learned", vector, limits)}, k, limits, base, [])
+        encoder = self._encoders[base]
+        found = self._nearest("learned", encoder.images([image])[0], limits)
+        return self._fused(
+            {"learned": found}, k, base, lambda hit: encoder.confidence(hit.explain["learned"])
+        )
 
     def like(self, adapter: str, k: int = 10, where: Filter | None = None) -> Answer:
         """Adapters like one of the index (by id, path or name) or like a file, itself left out.
@@ -164,7 +174,7 @@ class Searcher:
         for space, flag in (("hears", "heard"), ("says", "heard"), ("learned", "learned")):
             if row[flag]:
                 views[space] = self._nearest(space, row[f"v_{space}"], without)
-        return self._fused(views, k, limits, str(row["base"]), [])
+        return self._fused(views, k, str(row["base"]), lambda hit: max(hit.explain.get("update", 0.0), 0.0))
 
     def _row_of(self, adapter: str) -> tuple[Row, str]:
         path = Path(adapter).expanduser()
@@ -217,9 +227,9 @@ class Searcher:
         self,
         views: Mapping[str, list[tuple[str, float]]],
         k: int,
-        where: Filter,
         base: str,
-        notes: Sequence[str],
+        sure: Sure,
+        notes: Sequence[str] = (),
     ) -> Answer:
         rankings = [(WEIGHTS[name], [id_ for id_, _ in found]) for name, found in views.items() if found]
         scores = reciprocal_ranks(rankings)
@@ -234,20 +244,22 @@ class Searcher:
         shown = [i for i in best if i in rows]
         hits = tuple(Hit(i, scores[i], version, without_vectors(rows[i]), places[i]) for i in shown)
         used = tuple(name for name, found in views.items() if found)
-        return Answer(hits, used, base, self._confidence(hits, views, base), tuple(notes))
+        return Answer(hits, used, base, sure(hits[0]) if hits else 0.0, tuple(notes))
 
-    def _confidence(
-        self, hits: Sequence[Hit], views: Mapping[str, list[tuple[str, float]]], base: str
-    ) -> float:
-        if not hits:
-            return 0.0
-        said = hits[0].explain
-        if "learned" in said and base in self._encoders and "words" not in said:
-            return self._encoders[base].confidence(said["learned"])
-        chance = heard_confidence(said["hears"], len(views["hears"])) if "hears" in said else 0.0
-        named = 1 - exp(-said["words"] / 2) if "words" in said else 0.0
-        like = max(said.get("update", 0.0), 0.0)
-        return max(chance, named, like)
+    def _sure_of_text(self, query: str, base: str, among: int) -> Sure:
+        """How sure a text's best match is: by the encoder, else by what it hears; or because it is named."""
+        encoder = self._encoders.get(base)
+
+        def sure(hit: Hit) -> float:
+            said, chance = hit.explain, 0.0
+            if encoder is not None:
+                chance = encoder.confidence(said["learned"]) if "learned" in said else 0.0
+            elif "hears" in said:
+                chance = heard_confidence(said["hears"], among)
+            named = _NAMED * self._words.coverage(query, hit.id) if "words" in said and self._words else 0.0
+            return max(chance, named)
+
+        return sure
 
 
 def heard_confidence(score: float, among: int) -> float:

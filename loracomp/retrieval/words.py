@@ -34,12 +34,23 @@ class WordIndex:
                 self._places.setdefault(word, {})[id_] = count
         self._mean = sum(self._lengths.values()) / max(len(self._lengths), 1)
 
+    def _rarity(self, word: str) -> float:
+        there = len(self._places.get(word, ()))
+        return log(1 + (len(self._lengths) - there + 0.5) / (there + 0.5))
+
+    def coverage(self, text: str, id_: str) -> float:
+        """Share of a text's words that an id's text has, rare words counting more; in [0, 1]."""
+        wanted = sorted(set(words(text)) - _EMPTY)
+        total = sum(self._rarity(word) for word in wanted)
+        found = sum(self._rarity(word) for word in wanted if id_ in self._places.get(word, ()))
+        return found / total if total > 0 else 0.0
+
     def search(self, text: str, k: int, among: set[str] | None = None) -> list[tuple[str, float]]:
         """The ``k`` ids of highest score above 0, best first; ties by id."""
         scores: dict[str, float] = defaultdict(float)
         for word in sorted(set(words(text)) - _EMPTY):
             there = self._places.get(word, {})
-            rarity = log(1 + (len(self._lengths) - len(there) + 0.5) / (len(there) + 0.5))
+            rarity = self._rarity(word)
             for id_, count in there.items():
                 if among is None or id_ in among:
                     share = self._lengths[id_] / self._mean
