@@ -244,7 +244,7 @@ def test_the_shift_is_learned(
     again = "loracomp.training.loop.draw_of"
     monkeypatch.setattr(again, lambda config, step, *rest: draw_of(config, 0, *rest))
     twin = random_adapter(layer_table(pipe), TARGETS, rank=2, base="sd15", name="ink", size=0.05)
-    chosen = settings(steps=25, rank=4, batch=4, crowded=0, truncated=0, style=0, detect=0, lr=2e-2)
+    chosen = settings(steps=15, rank=4, batch=4, crowded=0, truncated=0, style=0, detect=0, lr=2e-2)
     embed(twin, tmp_path / "a.safetensors", KEY, codec(), chosen, pipe=pipe, data=folder, config=config())
     assert values[-1] < 0.8 * values[0]
 

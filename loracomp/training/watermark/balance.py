@@ -24,7 +24,8 @@ class Balance:
         accuracy: Wanted bit accuracy μ.
         psnr_step: Rise of ρ.
         accuracy_step: Rise of μ.
-        gain: Growth γ of the weights.
+        gain: Growth γ of the weights before they are brought back to their sum of 1; the 0.30 of the paper
+            is about sums that grow for ever, and would throw the balance over within three steps here.
         patience: Steps in a row after which a target rises.
         keep: Share of the running means that each step leaves.
         highest_psnr: Where ρ stops.
@@ -36,7 +37,7 @@ class Balance:
     accuracy: float = 0.90
     psnr_step: float = 2.5
     accuracy_step: float = 0.08
-    gain: float = 0.30
+    gain: float = 0.05
     patience: int = 5
     keep: float = 0.8
     highest_psnr: float = 40.0
