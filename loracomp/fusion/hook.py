@@ -16,7 +16,7 @@ from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
 from loracomp.errors import UsageError
-from loracomp.fusion import branches
+from loracomp.fusion import branches, graphs
 from loracomp.fusion.branches import CONDITIONAL, UNCONDITIONAL
 from loracomp.fusion.cache import FeatureCache
 from loracomp.fusion.program import Program
@@ -76,6 +76,7 @@ class GateHook(ModelHook):
     def compile(self, options: Mapping[str, Any]) -> None:
         """Compiles what this hook wraps, with options of ``torch.compile``; the hook itself stays eager."""
         self._options = options
+        graphs.watch_hooks(load=True)
         self._compile_all()
 
     def leave(self) -> None:
@@ -88,6 +89,7 @@ class GateHook(ModelHook):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Sets this step's gates and takes the rows of the batch that the programs need."""
         sample: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        graphs.watch_hooks()
         self._settle(module)
         self._find_step(args[1] if len(args) > 1 else kwargs["timestep"])
         call = Call(module, sample, kwargs, self._halves(len(sample)))

@@ -11,7 +11,7 @@ from torch import nn
 
 from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
-from loracomp.fusion import edits, seat
+from loracomp.fusion import edits, graphs, seat
 from loracomp.fusion.adoption import Adopted, adopt
 from loracomp.fusion.hook import GateHook
 from loracomp.fusion.program import Program
@@ -195,6 +195,7 @@ def attach(
     hook = GateHook(by_component.pop(name, {}), chosen, run, chunk, where)
     hook.prompts = Prompts(pipe, by_component)
     seat.install(denoiser, hook)
+    graphs.watch_hooks()
     if compile:
         hook.compile(dict(compile) if isinstance(compile, Mapping) else {})
     adopted.silence()
