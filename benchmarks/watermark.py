@@ -173,7 +173,7 @@ class Bench:
         """The attack table and power curve of one marked LoRA."""
         marked, twin = self.marked(style, method, seed, bits)
         known = self.calibration() if method == "keyed" else None
-        names = ATTACKS if bits == 32 else ("none",)
+        names = ("none", "jpeg") if self.args.small or bits != 32 else ATTACKS
         rows, power, gain = attack(
             marked, twin, self.key(style, seed, bits), self.codec(CARRIERS[method]), self.studio(style, seed),
             calibration=known, others=[self.adapter(name) for name in OTHERS], names=names,
@@ -189,7 +189,8 @@ class Bench:
         drawn = {"marked": studio.alone(marked), "twin": studio.alone(twin)}
         if second is not None:
             drawn["other twin"] = studio.alone(second)
-        return figures(style, method, seed, studio.prompts, drawn, str(self.pipe.device))
+        images = self.work if self.args.small else ROOT / "docs" / "images"
+        return figures(images, style, method, seed, studio.prompts, drawn, str(self.pipe.device))
 
     def attribution(self, seed: int) -> dict[str, Any]:
         """Three marked LoRAs in one picture, five pictures at a time."""

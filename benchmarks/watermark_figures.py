@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
 TARGETS: tuple[tuple[str, str, str, float], ...] = (
     ("none", "", "accuracy", 0.95), ("none", "", "tpr5_1e6", 0.99), ("strength", "0.6", "accuracy", 0.88),
     ("1 other", "1", "accuracy", 0.90), ("3 other", "1", "accuracy", 0.80),
@@ -20,6 +19,7 @@ TARGETS: tuple[tuple[str, str, str, float], ...] = (
 
 
 def figures(
+    images: Path,
     style: str,
     method: str,
     seed: int,
@@ -48,7 +48,7 @@ def figures(
             "distance_color": _distance(judge, pictures, drawn["twin"], ~white),
         }
     if method == "keyed" and seed == 0:
-        _residual(drawn["marked"], drawn["twin"], IMAGES / f"watermark_{style}.png")
+        _residual(drawn["marked"], drawn["twin"], images / f"watermark_{style}.png")
     out["residual_psnr"] = float(-10 * torch.log10((drawn["marked"] - drawn["twin"]).square().mean()))
     return out
 

@@ -65,18 +65,21 @@ def attribute(
         rate: False discovery rate.
         gains: Projection at strength 1 of each; 1 where None.
     """
-    scores = [
-        score(coordinates, key, calibration.scale, gain)
-        for key, gain in zip(keys, gains or [1.0] * len(keys), strict=True)
-    ]
+    sizes = list(gains or [1.0] * len(keys))
+    scores = [score(coordinates, key, calibration.scale, gain) for key, gain in zip(keys, sizes, strict=True)]
     values = [_p(found, key, calibration, coordinates) for found, key in zip(scores, keys, strict=True)]
     fdr, family = benjamini_hochberg(values), holm(values)
     named = [adjusted <= rate for adjusted in fdr]
-    strengths = [max(0.0, s.strength.value) * chosen for s, chosen in zip(scores, named, strict=True)]
+    strengths = [0.0] * len(keys)
+    chosen = [number for number, is_named in enumerate(named) if is_named]
+    if chosen:
+        fitted = relative_strengths(coordinates, [keys[n] for n in chosen], calibration).tolist()
+        for number, value in zip(chosen, fitted, strict=True):
+            strengths[number] = max(0.0, value / sizes[number])
     total = sum(strengths) or 1.0
     rows = [
-        Part(key.lora, key.user, found, p, low, high, strength / total, chosen)
-        for key, found, p, low, high, strength, chosen in zip(
+        Part(key.lora, key.user, found, p, low, high, strength / total, is_named)
+        for key, found, p, low, high, strength, is_named in zip(
             keys, scores, values, fdr, family, strengths, named, strict=True
         )
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,11 +76,6 @@ def fitted(picture: Tensor, side: int) -> Tensor:
         picture[None], size=(side, side), mode="bicubic", antialias=True, align_corners=False
     )
     return made[0].clamp(0, 1)
-
-
-def digest(pixels: Tensor) -> str:
-    """SHA-256 of pixels in 8 bits."""
-    return hashlib.sha256((pixels * 255).round().byte().numpy().tobytes()).hexdigest()
 
 
 def _thumb(picture: Tensor) -> Tensor:

@@ -182,12 +182,12 @@ def test_every_attack_runs_on_a_real_pipeline(pipe: Any, adapter: Adapter) -> No
     rows, power, gain = trials.attack(
         adapter.scaled(1.1), adapter, KEY, codec, studio, others=others, copies=[adapter],
         finetuned=lambda one, steps: one.scaled(1 - steps / 10_000),
-        names=("merge", "live", "collusion", "fine-tune", "flip"),
+        names=("merge", "live", "collusion", "fine-tune", "flip", "fold"),
     )  # fmt: skip
     attacks = {(row.kind, row.attack) for row in rows}
     assert {name for kind, name in attacks if kind == "merge"} == set(MERGES)
     assert {name for kind, name in attacks if kind == "live"} == set(METHODS)
-    assert {"average", "fine-tune", "flip"} <= {name for _, name in attacks}
+    assert {"average", "fine-tune", "flip", "fold"} <= {name for _, name in attacks}
     assert [case.attack for case in trials.crowd_cases(studio, others)] == ["1 other"] * 2 + ["2 other"] * 2
     assert all(math.isfinite(row.accuracy) and math.isfinite(row.twin_accuracy) for row in rows)
     assert len(power) == 8

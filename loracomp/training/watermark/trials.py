@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
+from loracomp.pipeline import layers_of
 from loracomp.training.watermark.prompts import base_prompts, prompts_for
 from loracomp.training.watermark.studio import Studio
 from loracomp.watermark import nullworld, screening
@@ -24,7 +25,7 @@ from loracomp.watermark.attacks import (
     image_cases,
     weight_cases,
 )
-from loracomp.watermark.attacks.weights import average
+from loracomp.watermark.attacks.weights import average, refused
 from loracomp.watermark.calibration import Calibration, joined
 from loracomp.watermark.codec import Codec
 from loracomp.watermark.keys import Key
@@ -199,6 +200,20 @@ def picture_cases(studio: Studio) -> list[Case]:
     ]
 
 
+def folding_cases(studio: Studio) -> list[Case]:
+    """Folded into the base's weights and taken out again by subtraction."""
+    places = layers_of(studio.pipe)
+
+    def weight(path: str) -> Tensor:
+        return cast(Tensor, places[path].weight).detach().cpu()
+
+    def taken(dtype: torch.dtype) -> Callable[[Adapter], Tensor]:
+        return lambda adapter: studio.alone(refused(adapter, weight, dtype))
+
+    kinds = {"float32": torch.float32, "float16": torch.float16}
+    return [Case("weights", "fold", name, taken(dtype)) for name, dtype in kinds.items()]
+
+
 def collusion_cases(studio: Studio, copies: Sequence[Adapter]) -> list[Case]:
     """The mean of this copy and those of other users."""
 
@@ -246,7 +261,7 @@ def attack(
     """
     suite = Suite(marked, twin, key, codec, studio.alone, calibration)
     cases = [
-        *image_cases(studio.alone), *weight_cases(studio.alone), *picture_cases(studio),
+        *image_cases(studio.alone), *weight_cases(studio.alone), *folding_cases(studio), *picture_cases(studio),
         *crowd_cases(studio, others), *merge_cases(studio, others), *collusion_cases(studio, copies),
     ]  # fmt: skip
     if finetuned is not None:
