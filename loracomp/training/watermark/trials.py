@@ -261,7 +261,8 @@ def attack(
     """
     suite = Suite(marked, twin, key, codec, studio.alone, calibration)
     cases = [
-        *image_cases(studio.alone), *weight_cases(studio.alone), *folding_cases(studio), *picture_cases(studio),
+        *image_cases(studio.alone), *weight_cases(studio.alone), *folding_cases(studio),
+        *picture_cases(studio),
         *crowd_cases(studio, others), *merge_cases(studio, others), *collusion_cases(studio, copies),
     ]  # fmt: skip
     if finetuned is not None:
