@@ -7,7 +7,8 @@ LoracompError                    exit code
 │   ├── BaseMismatchError        4   an adapter was made for another base model
 │   └── PartialLoadError         4   some tensors of a file have no place to go
 ├── TrainingError                4   the data or a checkpoint cannot be trained from
-│   └── InterruptedRunError      130 a training run was stopped after saving (training.interrupt)
+│   ├── InterruptedRunError      130 a training run was stopped after saving (training.interrupt)
+│   └── InterruptedManyError     130 a run of many adapters was stopped after saving (training.interrupt)
 ├── InterruptedByUserError       130 Ctrl-C where nothing had to be saved (cli)
 └── ResourceError                5   a model, package or calibration is missing
 

@@ -82,6 +82,7 @@ class Engine:
         self.broken = torch.full((stack.seats,), -1, device=device)
         self.weights = torch.zeros(stack.seats, cohort.width, device=device)
         self.draws = Draws(firsts, objective.latent_shape, cohort.width, device.type == "cuda")
+        self._stepped: list[int] = []
         self._starts: dict[Member, Future[Tensor]] = {}
         self._pool = ThreadPoolExecutor(1)
         self._work: Callable[[Sequence[Batch], Tensor, Tensor], tuple[Tensor, Tensor]] = self._step
@@ -95,10 +96,9 @@ class Engine:
 
     @property
     def loss(self) -> float:
-        """Mean loss of the adapters at work in the latest step; waits for the device."""
-        taken = [number for number, seat in enumerate(self.seats) if seat]
+        """Mean loss of the adapters that took the latest step; waits for the device."""
         values = self.history[(self.tick - 1) % REMEMBERED].tolist()
-        finite = [values[number] for number in taken if values[number] - values[number] == 0]
+        finite = [values[number] for number in self._stepped if values[number] - values[number] == 0]
         return sum(finite) / max(1, len(finite))
 
     def admit(self) -> None:
@@ -140,6 +140,7 @@ class Engine:
         self.broken = torch.where(finite, self.broken, self.tick)
         self.history[self.tick % REMEMBERED] = losses
         self.tick += 1
+        self._stepped = [number for number, seat in enumerate(self.seats) if seat]
         active = self.active
         ended = False
         for seat in active:
