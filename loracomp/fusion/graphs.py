@@ -1,8 +1,8 @@
 """Compiled code has to notice adapters that come after it.
 
 ``torch.compile`` takes for granted that a module's hooks stay as they were. Unless
-``torch._dynamo.config.skip_nnmodule_hook_guards`` is off, graphs of a model without adapters are used again with
-adapters, and on any other model of its class, and the adapters are dropped in silence.
+``torch._dynamo.config.skip_nnmodule_hook_guards`` is off, graphs of a model without adapters are used again
+with adapters, and on any other model of its class, and the adapters are dropped in silence.
 """
 
 from __future__ import annotations
