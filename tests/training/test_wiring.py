@@ -59,7 +59,7 @@ def test_arguments_are_those_of_the_pipeline(pipe: Any) -> None:
     assert set(ours) == set(theirs)
     for name in set(theirs) - {"guidance"}:
         mine = ours[name].float().reshape(-1)
-        torch.testing.assert_close(mine, theirs[name].float().reshape(-1), msg=name)
+        torch.testing.assert_close(mine, theirs[name].float().reshape(-1), atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_packing_is_that_of_diffusers_and_inverts() -> None:
