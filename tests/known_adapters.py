@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -18,7 +19,7 @@ CROSS = ("attn2.to_k", "attn2.to_v")
 SOME = (*CROSS, "attn1.to_q", "ff.net.2", "mid_block.resnets.0.conv1")
 
 
-def spoken(texts: list[str] | tuple[str, ...]) -> Tensor:
+def spoken(texts: Sequence[str]) -> Tensor:
     """States that depend on the words alone, so that no text encoder is needed: sums over words."""
     rows = []
     for text in texts:

@@ -125,6 +125,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find adapters by words, by a picture, or like another one; exit code 1 where there are none."""
+    from loracomp.cli.pictures import describer, open_picture
+
     if sum((bool(text), image is not None, like is not None)) != 1:
         raise UsageError("say what to look for: a text, --image FILE or --like ADAPTER, one of them")
     with opened(index, server) as collection:
@@ -133,7 +135,7 @@ def search(
         if like is not None:
             answer = searcher.like(like, count, limits)
         elif image is not None:
-            answer = _by_picture(searcher, image, count, limits, base)
+            answer = searcher.image(open_picture(image), count, limits, base, describer)
         else:
             answer = searcher.text(text, count, limits, base, words=not weights_only)
     if as_json:
@@ -150,19 +152,6 @@ def searching(collection: Any, base: str | None, base_folder: Path | None) -> Se
 
     folders = {base or "glyph": base_folder} if base_folder else {}
     return Searcher(collection, collection.encoders, folders)
-
-
-def _by_picture(
-    searcher: Searcher, image: Path, count: int, limits: Filter | None, base: str | None
-) -> Answer:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(image) as file:
-            picture = file.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(f"{image}: not a picture that can be read ({error}); give a PNG or JPEG") from error
-    return searcher.image(picture, count, limits, base)
 
 
 def _limits(base: str | None, licence: str | None, where: str | None) -> Filter | None:

@@ -68,6 +68,12 @@ class ProbeBank:
         """States (n, d) without the part that all prompts share."""
         return states - self.common
 
+    def to(self, device: torch.device | str) -> ProbeBank:
+        """The bank on another device, where the text probes are then computed."""
+        moved = {key: getattr(self, key).to(device) for key in _KEYS}
+        weights = {place: weight.to(device) for place, weight in self.weights.items()}
+        return ProbeBank(self.base, weights=weights, **moved)
+
     def save(self, path: Path) -> None:
         """Writes the bank as safetensors; :func:`load_bank` reads it."""
         from safetensors.torch import save_file

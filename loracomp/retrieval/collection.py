@@ -22,6 +22,7 @@ from loracomp.retrieval.shards import FeatureStore, write_whole
 
 FORMAT = 1
 _SETTINGS = "collection.json"
+_ROWS = 4096
 
 
 class Collection:
@@ -128,8 +129,14 @@ class Collection:
             if id_ not in (removed or ())
             and (id_ not in there or there[id_]["encoder"] != self.fresh(shard.base))
         }
+        held: list[Row] = []
         for shard, found in self.store.rows(stale):
-            self.index.upsert(rows(found, shard.base, self.banks, self.encoders, there))
+            held += rows(found, shard.base, self.banks, self.encoders, there)
+            if len(held) >= _ROWS:
+                self.index.upsert(held)
+                held = []
+        if held:
+            self.index.upsert(held)
         return len(stale)
 
     def find(self, what: str) -> Row:

@@ -9,6 +9,7 @@ loud adapters do not answer every query.
 from __future__ import annotations
 
 from functools import cache
+from math import erfc
 
 import torch
 from torch import Tensor
@@ -78,6 +79,12 @@ def scores(probes: Tensor, means: Tensor, spreads: Tensor, states: Tensor) -> Te
         Shape (q, n).
     """
     return (heard(probes, states).clamp_min(_TINY).log() - means) / spreads
+
+
+def confidence(score: float, among: int) -> float:
+    """1 − the chance that the best of so many unrelated adapters has this z-score, for normal scores."""
+    tail = 0.5 * erfc(score / 2**0.5)
+    return max(0.0, 1.0 - tail) ** max(among, 1)
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 from loracomp.retrieval.filters import EVERYTHING, Filter
 
 SPACES: Mapping[str, int] = {"update": 256, "hears": 512, "says": 256, "learned": 512}
-"""Vector spaces and their widths. Rows without a vector of a space have zeros there and are never found."""
+"""Vector spaces and their widths. Rows without a vector of a space have None there and are never found."""
 
 FLAGS: Mapping[str, str | None] = {"update": None, "hears": "heard", "says": "heard", "learned": "learned"}
 """Column that says whether a row has a vector of the space; None where all have."""
 
 Row = Mapping[str, Any]
 """Columns of :data:`loracomp.retrieval.filters.COLUMNS`, :data:`VALUES`, a vector ``v_SPACE`` per space (unit
-length or zero), and ``probes``, bytes for exact scores."""
+length, or None), and ``probes``, bytes for exact scores."""
 
 VALUES = ("heard_mean", "heard_spread")
 """Numbers of a row that no filter names."""

@@ -180,8 +180,9 @@ class LanceIndex:
         if rows >= INDEXED_FROM:
             for space in SPACES:
                 flag = FLAGS[space]
-                if f"v_{space}" not in there and (not flag or self._table.count_rows(f"{flag} = true")):
-                    self._index_vectors(space, rows)
+                there_are = self._table.count_rows(f"{flag} = true") if flag else rows
+                if f"v_{space}" not in there and there_are >= INDEXED_FROM:
+                    self._index_vectors(space, there_are)
         self._table.optimize()
         self._indexed = self._vector_indices()
 

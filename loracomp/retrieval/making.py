@@ -14,7 +14,7 @@ from loracomp.retrieval import hearing
 from loracomp.retrieval.bank import ProbeBank
 from loracomp.retrieval.encoding import Encoded
 from loracomp.retrieval.features import VERSION, Features
-from loracomp.retrieval.index import SPACES, Row
+from loracomp.retrieval.index import Row
 
 FREE = f"free-{VERSION}"
 
@@ -72,7 +72,7 @@ def rows(
         row["v_update"] = _unit(item.features.whole).numpy()
         row |= _spoken(item.features, banks.get(base))
         row["learned"] = learned is not None
-        row["v_learned"] = (torch.zeros(SPACES["learned"]) if learned is None else learned[place]).numpy()
+        row["v_learned"] = None if learned is None else learned[place].numpy()
         out.append(row)
     return out
 
@@ -85,8 +85,8 @@ def _spoken(features: Features, bank: ProbeBank | None) -> dict[str, Any]:
             "heard_mean": 0.0,
             "heard_spread": 1.0,
             "probes": b"",
-            "v_hears": torch.zeros(SPACES["hears"]).numpy(),
-            "v_says": torch.zeros(SPACES["says"]).numpy(),
+            "v_hears": None,
+            "v_says": None,
         }
     mean, spread = hearing.bank_responses(block, bank)
     return {

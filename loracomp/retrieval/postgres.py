@@ -223,7 +223,8 @@ class PostgresIndex:
 
 def _column(name: str) -> str:
     if name.startswith("v_"):
-        return f'"{name}" halfvec({SPACES[name.removeprefix("v_")]}) NOT NULL'
+        space = name.removeprefix("v_")
+        return f'"{name}" halfvec({SPACES[space]})' + ("" if FLAGS[space] else " NOT NULL")
     if name == "probes":
         return '"probes" bytea NOT NULL'
     kind = "double precision" if name in VALUES else _TYPES[COLUMNS[name]]
@@ -255,7 +256,7 @@ def _value(row: Row, name: str, vector: Any) -> Any:
     if name.startswith("v_"):
         import numpy as np
 
-        return vector(np.asarray(row[name], np.float32))
+        return None if row[name] is None else vector(np.asarray(row[name], np.float32))
     return row[name]
 
 
@@ -264,7 +265,7 @@ def _row(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, value in zip(names, values, strict=True):
         if name.startswith("v_"):
-            row[name] = value.to_numpy().astype("float32")
+            row[name] = None if value is None else value.to_numpy().astype("float32")
         else:
             row[name] = bytes(value) if name == "probes" else value
     return row

@@ -7,7 +7,7 @@ from typing import Any
 
 from loracomp.errors import ResourceError
 from loracomp.retrieval.filters import COLUMNS
-from loracomp.retrieval.index import SPACES, VALUES, Row
+from loracomp.retrieval.index import FLAGS, SPACES, VALUES, Row
 
 
 def arrow() -> Any:
@@ -26,7 +26,8 @@ def schema() -> Any:
     fields = [pa.field(name, kinds[kind], nullable=False) for name, kind in COLUMNS.items()]
     fields += [pa.field(name, pa.float64(), nullable=False) for name in VALUES]
     fields += [pa.field("probes", pa.binary(), nullable=False)]
-    fields += [pa.field(f"v_{s}", pa.list_(pa.float32(), n), nullable=False) for s, n in SPACES.items()]
+    vectors = {space: pa.list_(pa.float32(), width) for space, width in SPACES.items()}
+    fields += [pa.field(f"v_{s}", kind, nullable=FLAGS[s] is not None) for s, kind in vectors.items()]
     return pa.schema(fields)
 
 
@@ -37,25 +38,32 @@ def plain_columns() -> tuple[str, ...]:
 
 def to_arrow(rows: Iterable[Row]) -> Any:
     """An Arrow table of rows; raises ValueError for vectors of another width."""
-    import numpy as np
-
-    pa = arrow()
     held = list(rows)
     shape = schema()
-    columns = []
-    for part in shape:
-        if part.name.startswith("v_"):
-            space = part.name.removeprefix("v_")
-            values = (
-                np.stack([np.asarray(row[part.name], np.float32) for row in held]) if held else np.zeros(0)
-            )
-            if held and values.shape[1:] != (SPACES[space],):
-                raise ValueError(f"vectors of {values.shape[1:]} in the space {space}, not {SPACES[space]}")
-            flat = pa.array(values.reshape(-1), pa.float32())
-            columns.append(pa.FixedSizeListArray.from_arrays(flat, SPACES[space]))
-        else:
-            columns.append(pa.array([row[part.name] for row in held], part.type))
-    return pa.Table.from_arrays(columns, schema=shape)
+    columns = [
+        _vectors(held, part.name) if part.name.startswith("v_") else _plain(held, part) for part in shape
+    ]
+    return arrow().Table.from_arrays(columns, schema=shape)
+
+
+def _plain(rows: Sequence[Row], part: Any) -> Any:
+    return arrow().array([row[part.name] for row in rows], part.type)
+
+
+def _vectors(rows: Sequence[Row], name: str) -> Any:
+    import numpy as np
+
+    pa, space = arrow(), name.removeprefix("v_")
+    values = np.zeros((len(rows), SPACES[space]), np.float32)
+    missing = np.array([row[name] is None for row in rows], bool)
+    for place, row in enumerate(rows):
+        if not missing[place]:
+            vector = np.asarray(row[name], np.float32)
+            if vector.shape != (SPACES[space],):
+                raise ValueError(f"a vector of the shape {vector.shape} in the space {space}")
+            values[place] = vector
+    flat = pa.array(values.reshape(-1), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(flat, SPACES[space], mask=pa.array(missing))
 
 
 def from_arrow(table: Any, vectors: bool = False) -> list[dict[str, Any]]:
@@ -65,11 +73,10 @@ def from_arrow(table: Any, vectors: bool = False) -> list[dict[str, Any]]:
     plain = [name for name in table.column_names if not name.startswith("v_")]
     rows: list[dict[str, Any]] = table.select([name for name in plain if name in _known()]).to_pylist()
     if vectors:
-        for space, width in SPACES.items():
-            held = table.column(f"v_{space}").combine_chunks()
-            values = np.asarray(held.flatten(), np.float32).reshape(-1, width)
-            for row, vector in zip(rows, values, strict=True):
-                row[f"v_{space}"] = vector
+        for space in SPACES:
+            for row, vector in zip(rows, table.column(f"v_{space}"), strict=True):
+                there = vector.is_valid
+                row[f"v_{space}"] = np.asarray(vector.values, np.float32) if there else None
     return rows
 
 

@@ -7,9 +7,8 @@ weights (:mod:`loracomp.retrieval.hearing`), and what the header claims. Each an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import erfc
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +68,9 @@ class Answer:
 
 Sure = Callable[[Hit], float]
 """Confidence in a first hit, in [0, 1]."""
+
+Describe = Callable[[Any], str]
+"""Puts a picture into words."""
 
 
 class Searcher:
@@ -146,19 +148,43 @@ class Searcher:
         among = self._collection.index.stats()["rows"]
         return self._fused(views, k, base, self._sure_of_text(query, base, among), notes)
 
-    def image(self, image: Any, k: int = 10, where: Filter | None = None, base: str | None = None) -> Answer:
-        """Adapters for a picture (PIL); raises :class:`ResourceError` without a learned encoder."""
+    def image(
+        self,
+        image: Any,
+        k: int = 10,
+        where: Filter | None = None,
+        base: str | None = None,
+        describer: Callable[[str], Describe | None] | None = None,
+    ) -> Answer:
+        """Adapters for a picture (PIL).
+
+        Args:
+            image: What is wanted.
+            k: How many at most.
+            where: What they must be.
+            base: Base they must be for; the commonest of the index where None.
+            describer: Gives what puts a picture into words for a base, which are searched for where there is
+                no learned encoder.
+
+        Raises:
+            ResourceError: Neither a learned encoder nor words.
+        """
         base = base or self._commonest(where)
-        if base not in self._encoders:
+        if base in self._encoders:
+            encoder = self._encoders[base]
+            limits = both(where, Compare("base", "=", base))
+            found = self._nearest("learned", encoder.images([image])[0], limits)
+            return self._fused(
+                {"learned": found}, k, base, lambda hit: encoder.confidence(hit.explain["learned"])
+            )
+        describe = describer(base) if describer else None
+        if describe is None:
             raise ResourceError(
                 f"pictures need a learned encoder for {base}; train one: python -m loracomp.training.encoder"
             )
-        limits = both(where, Compare("base", "=", base))
-        encoder = self._encoders[base]
-        found = self._nearest("learned", encoder.images([image])[0], limits)
-        return self._fused(
-            {"learned": found}, k, base, lambda hit: encoder.confidence(hit.explain["learned"])
-        )
+        said = describe(image)
+        answer = self.text(said, k, where, base)
+        return replace(answer, notes=(f"the picture was searched for by the words {said!r}", *answer.notes))
 
     def like(self, adapter: str, k: int = 10, where: Filter | None = None) -> Answer:
         """Adapters like one of the index (by id, path or name) or like a file, itself left out.
@@ -255,17 +281,11 @@ class Searcher:
             if encoder is not None:
                 chance = encoder.confidence(said["learned"]) if "learned" in said else 0.0
             elif "hears" in said:
-                chance = heard_confidence(said["hears"], among)
+                chance = hearing.confidence(said["hears"], among)
             named = _NAMED * self._words.coverage(query, hit.id) if "words" in said and self._words else 0.0
             return max(chance, named)
 
         return sure
-
-
-def heard_confidence(score: float, among: int) -> float:
-    """1 − the chance that the best of so many unrelated adapters has this z-score, for normal scores."""
-    tail = 0.5 * erfc(score / 2**0.5)
-    return max(0.0, 1.0 - tail) ** max(among, 1)
 
 
 def without_vectors(row: Row) -> Row:

@@ -66,8 +66,8 @@ def text_block(layers: Mapping[int, LowRank], bank: ProbeBank) -> TextBlock | No
 
 
 def _silence(bank: ProbeBank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    zeros = torch.zeros(DIRECTIONS, bank.width)
-    return torch.zeros(len(bank.states)), zeros, zeros[0], zeros
+    zeros = bank.common.new_zeros(DIRECTIONS, bank.width)
+    return bank.common.new_zeros(len(bank.states)), zeros, zeros[0], zeros
 
 
 def _track(
@@ -110,14 +110,14 @@ def _leading(rows: Tensor) -> Tensor:
     """
     width = rows.shape[1]
     source = torch.Generator().manual_seed(width)
-    basis = torch.randn(width, min(_OVERSAMPLED, width), generator=source)
+    basis = torch.randn(width, min(_OVERSAMPLED, width), generator=source).to(rows)
     for _ in range(_STEPS):
         basis = torch.linalg.qr(rows.T @ (rows @ basis)).Q
     _, values, turned = torch.linalg.svd(rows @ basis, full_matrices=False)
     vectors = turned @ basis.T
     peaks = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     found = vectors * values[:, None] * torch.where(peaks < 0, -1.0, 1.0)
-    out = torch.zeros(DIRECTIONS, width)
+    out = rows.new_zeros(DIRECTIONS, width)
     count = min(DIRECTIONS, len(found))
     out[:count] = found[:count]
     return out

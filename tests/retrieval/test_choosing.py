@@ -18,8 +18,9 @@ from loracomp.lowrank import LowRank, concatenate
 from loracomp.retrieval.auto import choose
 from loracomp.retrieval.building import build
 from loracomp.retrieval.collection import Collection
+from loracomp.retrieval.hearing import confidence
 from loracomp.retrieval.pairs import pair, pairs
-from loracomp.retrieval.search import Searcher, heard_confidence
+from loracomp.retrieval.search import Searcher
 from loracomp.retrieval.sites import site_table
 from loracomp.retrieval.spans import Span, spans
 from loracomp.retrieval.synthesis import KEY, cosine, mixing_weights, synthesize
@@ -64,7 +65,7 @@ def test_pairs_agree_with_dense_updates() -> None:
         torch.cat([layer.delta(torch.float64).flatten() for layer in a.layers.values()])
         for a in (first, second)
     ]
-    exact = float(torch.nn.functional.cosine_similarity(*dense, dim=0))
+    exact = float(torch.nn.functional.cosine_similarity(dense[0], dense[1], dim=0))
     assert found.cosine == pytest.approx(exact, abs=1e-9)
     assert cosine(first, second) == pytest.approx(exact, abs=1e-9)
     assert found.conflict
@@ -112,8 +113,8 @@ def test_confidence_is_the_chance_not_to_be_the_best_of_unrelated_ones() -> None
     source = torch.Generator().manual_seed(0)
     best = torch.randn(4000, 50, generator=source).amax(1)
     for score in (1.5, 2.5, 3.5):
-        assert heard_confidence(score, 50) == pytest.approx(float((best < score).double().mean()), abs=0.03)
-    assert heard_confidence(-9, 5) < 1e-9
+        assert confidence(score, 50) == pytest.approx(float((best < score).double().mean()), abs=0.03)
+    assert confidence(-9, 5) < 1e-9
 
 
 def test_words_and_fused_ranks() -> None:

@@ -116,6 +116,19 @@ def _baselines(args: argparse.Namespace) -> None:
     _write(args.out / f"baselines-{args.split}.json", numbers)
 
 
+def _map(args: argparse.Namespace) -> None:
+    from loracomp.retrieval.encoder import load_encoder
+    from loracomp.training.encoder.evaluate import adapter_vectors
+    from loracomp.training.encoder.map import draw_map, layout
+
+    corpus, _, _, found = _prepared(args)
+    towers = load_encoder(args.out / f"{args.base}.safetensors").towers
+    shown = [next(iter(corpus.pictures[entry.concept]), None) for entry in corpus.entries]
+    path = args.out / "map.png"
+    draw_map(layout(adapter_vectors(towers, found.rows)), shown).save(path, optimize=True)
+    print(path)
+
+
 def _write(path: Path, numbers: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
@@ -130,6 +143,7 @@ def _write(path: Path, numbers: dict[str, Any]) -> None:
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "train": (_train, "train the three towers; goes on where it stopped"),
     "evaluate": (_evaluate, "measure a trained encoder on unseen concepts"),
+    "map": (_map, "draw the corpus as a map of thumbnails"),
     "baselines": (_baselines, "train and measure what it is held against"),
 }
 

@@ -20,7 +20,7 @@ def multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
     counts = positive.sum(1)
     logs = logits.log_softmax(1).masked_fill(~positive, 0.0).sum(1)
     kept = counts > 0
-    return -(logs[kept] / counts[kept]).mean() if bool(kept.any()) else logits.sum() * 0
+    return -(logs[kept] / counts[kept]).mean() if bool(kept.any()) else logits[:0].sum()
 
 
 def symmetric(first: Tensor, second: Tensor, positive: Tensor, scale: Tensor | float) -> Tensor:

@@ -183,13 +183,23 @@ class Run:
         state: dict[str, Any] = {
             "towers": self.towers.state_dict(), "average": self.average.state_dict(), "kept": self.kept,
             "optimizer": self.optimizer.state_dict(), "draws": self.draws.get_state(),
-            "noise": self.noise.get_state(), "step": self.step,
+            "noise": self.noise.get_state(), "torch": self._dropout(), "step": self.step,
             "seconds": self.seconds, "best": self.best, "waited": self.waited, "history": self.history,
             "settings": asdict(self.settings),
         }  # fmt: skip
         part = path.with_suffix(".part")
         torch.save(state, part)
         os.replace(part, path)
+
+    def _dropout(self, state: Tensor | None = None) -> Tensor:
+        """State of the random numbers that dropout takes, set first where one is given."""
+        if self.device.startswith("cuda"):
+            if state is not None:
+                torch.cuda.set_rng_state(state, self.device)
+            return torch.cuda.get_rng_state(self.device)
+        if state is not None:
+            torch.set_rng_state(state)
+        return torch.get_rng_state()
 
     def load(self, path: Path) -> None:
         """Goes on from a checkpoint; raises :class:`TrainingError` for one of another run."""
@@ -203,6 +213,7 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.draws.set_state(state["draws"].cpu())
             self.noise.set_state(state["noise"].cpu())
+            self._dropout(state["torch"].cpu())
             self.kept, self.history = state["kept"], state["history"]
             self.step, self.seconds = state["step"], state["seconds"]
             self.best, self.waited = state["best"], state["waited"]
