@@ -36,6 +36,7 @@ from loracomp.training.encoder.__main__ import main
 from loracomp.training.encoder.data import Material, material, read_corpus
 from loracomp.training.encoder.evaluate import calibrate
 from loracomp.training.encoder.losses import multi_positive, symmetric, within
+from loracomp.training.encoder.map import draw_map, layout
 from loracomp.training.encoder.masks import keeps, thinned
 from loracomp.training.encoder.train import Run, Settings, train
 
@@ -245,6 +246,8 @@ def test_the_commands_train_measure_and_compare(
     small = ["--steps", "4", "--batch", "8", "--every", "4", "--width", "16", "--layers", "1"]
     main(["train", *common, *small])
     main(["evaluate", *common])
+    main(["map", *common])
+    assert Image.open(tmp_path / "out" / "map.png").size == (1600, 1600)
     main(["baselines", *common, "--steps", "1"])
     measured = json.loads((tmp_path / "out" / "test.json").read_text())
     assert set(measured) == {"text", "adapter", "image", "text, half of the layers missing"}
@@ -281,6 +284,20 @@ def test_calibration_tells_matches_from_others(corpus: Path) -> None:
     assert slope > 0
     chance = Calibration(slope, offset)
     assert 0 <= chance(-1.0) < chance(0.5) < chance(1.0) <= 1
+
+
+def test_a_map_keeps_neighbours_together() -> None:
+    source = torch.Generator().manual_seed(0)
+    centers = torch.nn.functional.normalize(torch.randn(3, 16, generator=source), dim=1)
+    vectors = centers.repeat_interleave(12, 0) + 0.1 * torch.randn(36, 16, generator=source)
+    places = layout(torch.nn.functional.normalize(vectors, dim=1), perplexity=8)
+    distances = torch.cdist(places, places) + torch.eye(36) * 1e9
+    groups = torch.arange(36) // 12
+    assert bool((groups[distances.argmin(1)] == groups).all())
+    drawn = draw_map(places, [None] * 36, side=200, thumbnail=20)
+    colors = drawn.getcolors()
+    assert colors is not None
+    assert {color: count for count, color in colors}[(128, 128, 128)] == 36 * 18 * 18
 
 
 def test_pictures_are_squares_on_white() -> None:
