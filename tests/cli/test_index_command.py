@@ -12,6 +12,7 @@ from known_adapters import CROSS, adapter, bank
 
 from loracomp.adapter import Adapter
 from loracomp.formats import load, save
+from loracomp.library import SHIPPED
 
 Run = Callable[..., Any]
 pytest.importorskip("lancedb", reason="needs lancedb; pip install 'loracomp[index]'")
@@ -91,6 +92,13 @@ def test_searches_that_cannot_be_understood(
     done = loracomp("index", "search", *arguments, "--index", index)
     assert done.code == code
     assert says in done.line
+
+
+def test_a_picture_is_searched_for_by_its_words_where_nothing_is_learned(loracomp: Run, index: Path) -> None:
+    pytest.importorskip("open_clip", reason="needs open_clip; pip install 'loracomp[judge]'")
+    done = loracomp("index", "search", "--image", SHIPPED / "watermelon.png", "--index", index, "--json")
+    assert done.code == 0, done.err
+    assert "watermelon" in done.json["notes"][0]
 
 
 def test_rows_are_shown_removed_and_exported(loracomp: Run, index: Path, loras: Path, tmp_path: Path) -> None:
