@@ -84,7 +84,8 @@ class LanceIndex:
         table = to_arrow({str(row["id"]): row for row in rows}.values())
         if len(table):
             merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(table)
+            # Vectors are checked by now; absent ones stay null.
+            merge.execute(table, on_bad_vectors="null")
         return self._version()
 
     def delete(self, what: Sequence[str] | Filter) -> int:
@@ -209,7 +210,7 @@ class LanceIndex:
         import pyarrow.parquet as parquet
 
         table = read_snapshot(parquet, source)
-        self._table.add(table, mode="overwrite")
+        self._table.add(table, mode="overwrite", on_bad_vectors="null")
         self._indexed = self._vector_indices()
         return self._version()
 

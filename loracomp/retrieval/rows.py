@@ -37,7 +37,7 @@ def plain_columns() -> tuple[str, ...]:
 
 
 def to_arrow(rows: Iterable[Row]) -> Any:
-    """An Arrow table of rows; raises ValueError for vectors of another width."""
+    """An Arrow table of rows; raises ValueError for vectors of another width or that are not finite."""
     held = list(rows)
     shape = schema()
     columns = [
@@ -61,6 +61,8 @@ def _vectors(rows: Sequence[Row], name: str) -> Any:
             vector = np.asarray(row[name], np.float32)
             if vector.shape != (SPACES[space],):
                 raise ValueError(f"a vector of the shape {vector.shape} in the space {space}")
+            if not np.isfinite(vector).all():
+                raise ValueError(f"a vector that is not finite in the space {space}")
             values[place] = vector
     flat = pa.array(values.reshape(-1), pa.float32())
     return pa.FixedSizeListArray.from_arrays(flat, SPACES[space], mask=pa.array(missing))
