@@ -180,8 +180,7 @@ class LanceIndex:
                     self._table.create_scalar_index(column, index_type=kind)
         if rows >= INDEXED_FROM:
             for space in SPACES:
-                flag = FLAGS[space]
-                there_are = self._table.count_rows(f"{flag} = true") if flag else rows
+                there_are = self._table.count_rows(f"v_{space} IS NOT NULL")
                 if f"v_{space}" not in there and there_are >= INDEXED_FROM:
                     self._index_vectors(space, there_are)
         self._table.optimize()

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from loracomp.errors import FormatError, UsageError
+from loracomp.retrieval import lance, postgres
 from loracomp.retrieval.filters import COLUMNS, All, Compare, Either, Filter, Not, compare, holds, parse
 from loracomp.retrieval.index import SPACES, AdapterIndex, open_index
 
@@ -149,6 +150,33 @@ def test_optimizing_keeps_every_answer(index: AdapterIndex) -> None:
     assert before == after
     assert {"base", "rank"} <= {name.removeprefix("loracomp_") for name in index.stats()["indexed"]}
     assert index.search("update", row(100)["v_update"], 1)[0].row["name"] == "late"
+
+
+def test_large_tables_have_vector_indices_that_miss_little(
+    index: AdapterIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for engine in (lance, postgres):
+        monkeypatch.setattr(engine, "INDEXED_FROM", 300)
+    monkeypatch.setattr(lance, "SCANNED_UP_TO", 5)
+    held = rows(400)
+    index.upsert(held)
+    index.optimize()
+    indexed = {name.removeprefix("loracomp_") for name in index.stats()["indexed"]}
+    assert {"v_update", "v_hears"} <= indexed
+    for text in ("rank >= 0", "rank < 8", "bytes < 1030"):
+        where = parse(text)
+        found = right = 0
+        for number in range(0, 40, 4):
+            query = held[number]["v_update"] + 0.5 * held[number + 1]["v_update"]
+            exact = {hit.id for hit in index.search("update", query, 10, where, exact=True)}
+            hits = [hit.id for hit in index.search("update", query, 10, where)]
+            assert len(hits) == 10
+            right += len(exact)
+            found += len(exact & set(hits))
+        assert found >= 0.9 * right, text
+    late = row(1000, name="late")
+    index.upsert([late])
+    assert index.search("update", late["v_update"], 1)[0].row["name"] == "late"
 
 
 VALUES = {
