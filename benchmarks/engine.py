@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine_models import MODELS, TINY, Stage
+from benchmarks.engine_models import Stage
+from benchmarks.engine_session import Run, Session, graphs
 from loracomp.fusion import Program
 from loracomp.fusion.offline import Folding
 from loracomp.pipeline import attach, detach, layers_of
 
 RESULTS = Path(__file__).parent / "results"
-Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -58,98 +58,10 @@ PARTS = {
 }
 
 
-@dataclass
-class Session:
-    """What a command line asks for, and the file that results go to."""
-
-    device: str
-    dtype: torch.dtype
-    tiny: bool
-    rounds: int
-    calls: int
-    backend: str
-    contestants: tuple[str, ...]
-    file: Path
-    results: dict[str, Any]
-
-    def stage(self, part: Part) -> Stage:
-        """The part's model."""
-        return Stage.of((TINY if self.tiny else MODELS)[part.model], self.device, self.dtype)
-
-    def side(self, part: Part) -> int:
-        """Side of the latent."""
-        return 16 if self.tiny else part.side
-
-    def note(self, key: str, found: dict[str, Any]) -> None:
-        """Writes a finished measurement and says so in a line."""
-        self.results[key] = found
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.results, indent=2) + "\n")
-        part.replace(self.file)
-        ms = " ".join(f"{name} {value:.2f}" for name, value in found["ms"].items())
-        print(f"{key}: ms {ms}; {found['summary']}", flush=True)
-
-    def compile(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """``torch.compile`` as all contestants get it."""
-        return torch.compile(run, **self.options)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of ``torch.compile``."""
-        return {"backend": self.backend, "dynamic": False}
-
-    def race(self, runs: dict[str, Run], seconds: dict[str, float] | None = None) -> dict[str, float]:
-        """Median milliseconds of each contestant, in turns; first calls are noted apart and not counted."""
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(self.rounds + 1):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                for call in range(self.calls + 1):
-                    took = self.timed(run)
-                    if turn and call:
-                        times[name].append(took)
-                if not turn and seconds is not None:
-                    seconds[name] = round(time.perf_counter() - started, 2)
-        return {name: round(statistics.median(values), 4) for name, values in times.items()}
-
-    def timed(self, run: Run) -> float:
-        """Milliseconds of one call, waited for."""
-        if self.device != "cuda":
-            started = time.perf_counter()
-            run()
-            return 1000 * (time.perf_counter() - started)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end)
-
-    def peak(self, run: Run) -> int:
-        """Most bytes that a call needs beyond what is allocated before it; 0 without a GPU."""
-        if self.device != "cuda":
-            return 0
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-    def allocated(self) -> int:
-        """Bytes in use; 0 without a GPU."""
-        return torch.cuda.memory_allocated() if self.device == "cuda" else 0
-
-
-def graphs() -> int:
-    """How many graphs the compiler has made so far."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
 def step(session: Session, part: Part, count: int) -> dict[str, Any]:
     """One denoiser call with ``count`` adapters: no adapter, fused, ours, PEFT's."""
-    stage = session.stage(part)
-    arguments = stage.arguments(1, session.side(part))
+    stage = session.stage(part.model)
+    arguments = stage.arguments(1, session.side(part.side))
     adapters = stage.adapters(count)
     size = sum(
         t.numel() * t.element_size() for a in adapters for v in a.layers.values() for t in (v.down, v.up)
@@ -221,8 +133,8 @@ def _reweighting(session: Session, attachment: Any, run: Run, count: int) -> dic
 
 def composite(session: Session, part: Part, count: int) -> dict[str, Any]:
     """A prediction per adapter, averaged: one batch of ours against one pass of PEFT's after another."""
-    stage = session.stage(part)
-    arguments = stage.arguments(1, session.side(part))
+    stage = session.stage(part.model)
+    arguments = stage.arguments(1, session.side(part.side))
     adapters = stage.adapters(count)
     wrapped = session.compile if part.compiled else (lambda run: run)
     ours, peer = stage.twin(), stage.twin()
@@ -243,10 +155,10 @@ def composite(session: Session, part: Part, count: int) -> dict[str, Any]:
 def mixtures(session: Session, part: Part, count: int) -> dict[str, Any]:
     """A batch of 8 images with 8 mixtures against one image after another with ``set_adapters``."""
     images = 2 if session.tiny else 8
-    stage = session.stage(part)
+    stage = session.stage(part.model)
     adapters = stage.adapters(count)
-    together = stage.arguments(images, session.side(part))
-    alone = stage.arguments(1, session.side(part))
+    together = stage.arguments(images, session.side(part.side))
+    alone = stage.arguments(1, session.side(part.side))
     weights = [[round(0.2 + 0.1 * ((3 * image + n) % 8), 1) for n in range(count)] for image in range(images)]
     ours, peer = stage.twin(), stage.twin()
     programs = [Program("merge", tuple(row)) for row in weights]

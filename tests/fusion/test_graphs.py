@@ -13,7 +13,7 @@ from torch import Tensor
 from loracomp.adapter import Adapter
 from loracomp.pipeline import attach
 
-FEW = {"num_inference_steps": 2}
+FEW: dict[str, Any] = {"num_inference_steps": 2}
 
 
 @pytest.fixture(autouse=True)
