@@ -19,6 +19,8 @@ from loracomp.errors import UsageError
 from loracomp.fusion import branches, graphs
 from loracomp.fusion.branches import CONDITIONAL, UNCONDITIONAL
 from loracomp.fusion.cache import FeatureCache
+from loracomp.fusion.gated.live import Gating, levels_of
+from loracomp.fusion.gated.method import freedom
 from loracomp.fusion.program import Program
 from loracomp.fusion.regions import Masks
 from loracomp.fusion.score import Call, Run, Score, Scores
@@ -48,12 +50,14 @@ class GateHook(ModelHook):
         super().__init__()
         self.scores = Scores(updates, run, masks)
         self.cache: FeatureCache | None = None
+        self.gating: Gating | None = None
         self.chunk = chunk
         self.calls = 0
         self.step = -1
         self.attachment: Any = None
         self.prompts: Any = None
         self._repeats = 0
+        self._levels: list[float] = []
         self._times: Tensor | None = None
         self._score: Score | None = None
         self._shown: Score | None = None
@@ -70,6 +74,7 @@ class GateHook(ModelHook):
     def set_programs(self, programs: Sequence[Program]) -> None:
         """Replaces the programs; takes effect with the next denoiser call."""
         self.scores.set_programs(programs)
+        self._freedom = freedom(programs)
         if self.cache is not None:
             self.cache.forget()
 
@@ -124,6 +129,7 @@ class GateHook(ModelHook):
         scheduler = self.scores.run.scheduler()
         if self._times is not scheduler.timesteps:
             self._times, self.step = scheduler.timesteps, -1
+            self._levels = levels_of(scheduler) if self.gating is not None else []
             self.scores.forget()
             if self.cache is not None:
                 self.cache.forget()
@@ -169,6 +175,16 @@ class GateHook(ModelHook):
                     chosen = torch.arange(score.count)[part][refreshed].to(columns.device)
             if bank is not None:
                 bank.write(columns[self.step, chosen], score.program[chosen])
+        if self.gating is not None:
+            self._gate(score.program[rows])
+
+    def _gate(self, program: Tensor) -> None:
+        """Tells the learned gate the step, and which adapters it is for, by the program of each row."""
+        assert self.gating is not None
+        if not self._levels:
+            self._levels = levels_of(self.scores.run.scheduler())
+        self._freedom = self._freedom.to(program.device)
+        self.gating.show(self._levels[self.step], self._freedom[program])
 
     def _refreshed(self, score: Score, part: slice) -> Tensor | None:
         """Which of the rows the cache computes anew; None for all."""

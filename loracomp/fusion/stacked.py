@@ -14,7 +14,7 @@ state dicts stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from loracomp.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from loracomp.fusion.gated.live import LayerGating
 
 CHILD = "loracomp"
 Layers = Sequence[tuple[int, LowRank]]
@@ -60,6 +63,7 @@ class StackedUpdate(nn.Module):
         scale: alpha / r of that adapter's layer, 0 for a rank that nobody owns, shape (C,), on the CPU.
         gate: γ, shape (rows, C), where rows is 1 or the batch size; set from outside.
         regions: Gates per token, shape (1 or rows, tokens, C), by number of tokens; None for none.
+        gating: A learned gate on the outputs (:mod:`loracomp.fusion.gated`), or None.
     """
 
     down: Tensor
@@ -69,6 +73,7 @@ class StackedUpdate(nn.Module):
     scale: Tensor
     gate: Tensor
     regions: Mapping[int, Tensor] | None
+    gating: LayerGating | None
 
     def __init__(
         self,
@@ -90,6 +95,7 @@ class StackedUpdate(nn.Module):
         self.register_buffer("up", torch.zeros(shape[0], size, *tail, **kind), persistent=False)
         self.gate = torch.zeros(1, size, **kind)
         self.regions = None
+        self.gating = None
         self.convolution = _convolution_arguments(module) if tail else None
         self.write(layers)
         self.handle = self._serve(module)
@@ -135,6 +141,9 @@ class StackedUpdate(nn.Module):
         if self.regions is not None and x.ndim == 3:
             region = self.regions.get(x.shape[1])
             hidden = hidden if region is None else hidden * region
+        if self.gating is not None:
+            tokens = (hidden, y) if x.ndim == 3 else (hidden.unsqueeze(-2), y.unsqueeze(-2))
+            return y + self.gating.add(*tokens).reshape(y.shape).to(y.dtype)
         if hidden.dtype != y.dtype:
             return y + F.linear(hidden.to(self.up.dtype), self.up).to(y.dtype)
         return torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), self.up.T).view(y.shape)
@@ -145,6 +154,9 @@ class StackedUpdate(nn.Module):
         if self.regions is not None:
             region = self.regions.get(hidden.shape[2] * hidden.shape[3])
             hidden = hidden if region is None else hidden * region.mT.unflatten(2, hidden.shape[2:])
+        if self.gating is not None:
+            added = self.gating.add(hidden.flatten(2).mT, y.flatten(2).mT)
+            return y + added.mT.reshape(y.shape).to(y.dtype)
         return y + F.conv2d(hidden, self.up).to(y.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedUpdate:

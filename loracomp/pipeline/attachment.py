@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from loracomp.adapter import Adapter
-from loracomp.errors import UsageError
+from loracomp.errors import BaseMismatchError, UsageError
 from loracomp.fusion import edits, graphs, seat
 from loracomp.fusion.adoption import Adopted, adopt
+from loracomp.fusion.gated import method
+from loracomp.fusion.gated.live import Gating
 from loracomp.fusion.hook import GateHook
 from loracomp.fusion.program import Program
 from loracomp.fusion.regions import Masks, checked
@@ -80,6 +82,21 @@ class Attachment:
             self._write(places_of(self.pipe, edits.edited(self.adapters, chosen)), edit)
         self.hook.set_programs(chosen)
         self.prompts.set_programs(chosen)
+        self._gate(chosen)
+
+    def _gate(self, programs: Sequence[Program]) -> None:
+        """Puts the learned gate of the programs on the denoiser's layers, or takes the one there off."""
+        weights, gating = method.chosen(programs), self.hook.gating
+        if gating is not None and gating.weights is weights:
+            return
+        if gating is not None:
+            gating.leave()
+        self.hook.gating = None
+        if weights is None:
+            return
+        if weights.base != base_of(self.pipe):
+            raise BaseMismatchError("the gate", weights.base, base_of(self.pipe))
+        self.hook.gating = Gating(weights, self.hook.scores.updates, len(self.adapters))
 
     def set_weights(self, weights: Sequence[float]) -> None:
         """Replaces the strengths alone, in every program; the quickest change there is."""
@@ -129,6 +146,9 @@ class Attachment:
             update.write(places.get(path, (module, []))[1])
         self.hook.scores.rewritten()
         self.edit = edit
+        if self.hook.gating is not None:
+            self.hook.gating.leave()
+            self.hook.gating = None
 
     def set_masks(self, masks: Masks) -> None:
         """Replaces where each adapter acts, one mask or None per adapter; empty for everywhere."""
