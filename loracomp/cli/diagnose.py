@@ -61,7 +61,7 @@ def diagnose(
             raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from error
     advice = advise(report)
     if as_json:
-        emit_json(_values(report) | {"advice": asdict(advice), "heat_map": str(out) if out else None})
+        emit_json(report_values(report) | {"advice": asdict(advice), "heat_map": str(out) if out else None})
         return
     _print(report)
     typer.echo(f"\ntake --method {advice.method}: {advice.reason}")
@@ -86,7 +86,7 @@ def _features(
     return feature_cosines(open_base(name, device=device), adapters)
 
 
-def _values(report: Interference) -> dict[str, Any]:
+def report_values(report: Interference) -> dict[str, Any]:
     """The report as plain JSON values."""
     pairs = [[report.adapters[i], report.adapters[j]] for i, j in report.pairs]
     shared = [

@@ -1,0 +1,162 @@
+"""The app without its screens: what pages and the HTTP interface call."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from loracomp.app import generation, grids
+from loracomp.app.database import Database
+from loracomp.app.drawing_jobs import DrawingJobs
+from loracomp.app.engine import Engine
+from loracomp.app.finding import Finding
+from loracomp.app.history import History
+from loracomp.app.job import SYSTEM, Job
+from loracomp.app.jobs import Jobs
+from loracomp.app.library import Library
+from loracomp.app.previews import Previews
+from loracomp.app.recipes import Recipes
+from loracomp.app.requests import GenerateRequest, GridRequest
+from loracomp.app.settings import Settings
+from loracomp.app.uploads import Uploads
+from loracomp.app.workers import Control, Workers
+from loracomp.errors import UsageError
+
+_RESCAN_S = 60.0
+
+
+class App:
+    """One object for everything.
+
+    Attributes:
+        settings: How it was started.
+        jobs: The queue.
+        library: Adapters.
+        finding: Search by what weights do, auto mode, advice.
+        history: Images.
+        recipes: Named settings.
+        uploads: Files that users sent.
+        previews: Pictures of jobs under way.
+        engine: The base model.
+        drawing: Images, grids and their sheets.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        previews = settings.folder("previews")
+        self._held = _hold(settings)
+        self.database = Database(settings.database)
+        self.jobs = Jobs(self.database, settings.limits, previews)
+        self.library = Library(settings, self.database)
+        self.finding = Finding(settings, self.library)
+        self.history = History(settings, self.database, self.library)
+        self.recipes = Recipes(self.database, self.library)
+        self.uploads = Uploads(settings, self.database)
+        self.previews = Previews(self.jobs)
+        self.engine = Engine(settings)
+        self.drawing = DrawingJobs(settings, self.library, self.history, self.engine)
+        self.workers = Workers(
+            self.jobs,
+            {
+                "generate": self.drawing.generate,
+                "grid": self.drawing.grid,
+                "thumbnails": self._thumbnails,
+                "index": self.finding.build,
+                "scan": self._scan,
+            },
+        )
+
+    def start(self, after: threading.Event | None = None, patience_s: float = 0.0) -> None:
+        """Opens the base in the background and begins to work; what ran before goes on.
+
+        Args:
+            after: What to wait for before anything heavy is imported.
+            patience_s: How long, in seconds, at most.
+        """
+        self.engine.start(after, patience_s)
+        threading.Thread(target=self._begin, name="loracomp-begin", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends after the steps under way; training goes on in processes of its own."""
+        self.workers.stop()
+        self.finding.close()
+        self.database.close()
+        self._held.close()
+
+    def engine_state(self) -> dict[str, Any]:
+        """State of the base model (``loading``, ``ready``, ``error``) and of the library."""
+        return {**self.engine.status(), "library": self.library.status(), "index": self.finding.built}
+
+    def generate(self, request: GenerateRequest, user: str) -> str:
+        """Queues an image or a batch and gives the job's id.
+
+        Raises:
+            LimitError: Too many jobs, or too large an image.
+            NotFoundError: An adapter that is not in the library.
+            UsageError: A tag in the prompt that cannot be understood.
+        """
+        whole = generation.settled(request, self.library, self.settings.limits)
+        return self.jobs.submit("generate", whole.model_dump(mode="json"), user, whole.prompt[:80])
+
+    def compare(self, grid: GridRequest, user: str) -> str:
+        """Queues a grid and gives the job's id; raises as :meth:`generate`."""
+        request = generation.settled(grid.request, self.library, self.settings.limits)
+        whole = grid.model_copy(update={"request": request})
+        for cell in grids.cells(whole, self.settings.limits.cells):
+            generation.settled(cell.request, self.library, self.settings.limits)
+        return self.jobs.submit("grid", whole.model_dump(mode="json"), user, f"grid: {request.prompt[:70]}")
+
+    def index(self, user: str) -> str:
+        """Queues bringing the library into the index and gives the job's id."""
+        return self.jobs.submit("index", {}, user, "index the library")
+
+    def methods(self) -> list[dict[str, str]]:
+        """Composition methods with a line each; waits until torch is imported."""
+        from loracomp.fusion import METHODS
+
+        return [{"name": name, "summary": METHODS.entry(name).summary} for name in METHODS]
+
+    def schedulers(self) -> list[dict[str, str]]:
+        """Schedulers with a line each; waits until torch is imported."""
+        from loracomp.loading import SCHEDULERS
+
+        return [{"name": name, "summary": SCHEDULERS.entry(name).summary} for name in SCHEDULERS]
+
+    def refresh(self) -> None:
+        """Queues a look through the library's folders, unless the last one was a moment ago."""
+        status = self.library
+        if status.scanning is None and time.time() - status.scanned > _RESCAN_S:
+            status.scanned = time.time()
+            self.jobs.submit("scan", {}, SYSTEM, "look through the library")
+
+    def _begin(self) -> None:
+        """What needs torch, once the base is open or cannot be."""
+        self.engine.wait()
+        self.uploads.expire()
+        self.workers.start()
+        self.refresh()
+
+    def _scan(self, job: Job, control: Control) -> Mapping[str, Any]:
+        opened = self.library.scan(control.step)
+        self.jobs.submit("thumbnails", {}, SYSTEM, "draw thumbnails")
+        return {"opened": opened}
+
+    def _thumbnails(self, job: Job, control: Control) -> Mapping[str, Any]:
+        result = self.drawing.thumbnail(job, control)
+        if result["more"]:
+            self.jobs.submit("thumbnails", {}, SYSTEM, "draw thumbnails")
+        return result
+
+
+def _hold(settings: Settings) -> TextIO:
+    """The lock of the data folder; raises :class:`UsageError` where another app has it."""
+    file = (settings.folder("previews").parent / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UsageError(f"{settings.data}: another app is using this folder; end it or name another --data") from None
+    return file
