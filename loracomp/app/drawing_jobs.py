@@ -10,7 +10,7 @@ from typing import Any
 
 from loracomp.app import generation, grids, thumbnails
 from loracomp.app.engine import Engine
-from loracomp.app.history import History, Picture
+from loracomp.app.history import History
 from loracomp.app.job import Job
 from loracomp.app.library import Library
 from loracomp.app.refusals import NotFoundError
@@ -19,7 +19,7 @@ from loracomp.app.settings import Settings
 from loracomp.app.workers import Control
 from loracomp.errors import LoracompError
 
-_THUMBNAIL = {"steps": 12, "seed": 7}
+_THUMBNAIL_STEPS, _SEED = 12, 7
 
 
 class DrawingJobs:
@@ -35,13 +35,14 @@ class DrawingJobs:
         began = time.monotonic()
         drawn = generation.draw(request, self._library, self._engine, control)
         kept = [self._history.keep(image, used, request, job.id, job.user) for image, used in drawn]
-        return {"images": [_told(picture) for picture in kept], "seconds": round(time.monotonic() - began, 2)}
+        return {"images": [picture.id for picture in kept], "seconds": round(time.monotonic() - began, 2)}
 
     def grid(self, job: Job, control: Control) -> Mapping[str, Any]:
         """Draws the cells one by one; each is in the history, and each sheet is a picture of its own."""
         grid = GridRequest.model_validate(job.request)
         todo = grids.cells(grid, self._settings.limits.cells)
-        began, sheets, told = time.monotonic(), {}, []
+        began, told = time.monotonic(), []
+        sheets: dict[int, dict[tuple[int, int], tuple[Any, tuple[str, ...]]]] = {}
         for number, cell in enumerate(todo):
             counting = _Part(control, number, len(todo))
             request = cell.request.model_copy(update={"preview": False})
@@ -49,7 +50,7 @@ class DrawingJobs:
             kept = self._history.keep(image, used, request, job.id, job.user)
             labels = tuple(self._label(label) for label in cell.labels)
             sheets.setdefault(cell.z, {})[cell.x, cell.y] = (image, labels)
-            told.append({**_told(kept), "x": cell.x, "y": cell.y, "z": cell.z, "labels": labels})
+            told.append({"id": kept.id, "x": cell.x, "y": cell.y, "z": cell.z, "labels": labels})
         plain = self._plain(grid, job, control) if grid.plain else None
         return {
             "cells": told,
@@ -70,8 +71,8 @@ class DrawingJobs:
         row = self._library.get(id_)
         prompt = ", ".join(row.triggers) or row.name
         use = AdapterUse(id=id_, weight=row.weight)
-        steps = {} if row.accelerator else _THUMBNAIL
-        request = GenerateRequest(prompt=prompt, adapters=(use,), preview=False, **{"seed": 7, **steps})
+        steps = None if row.kind == "accelerator" else _THUMBNAIL_STEPS
+        request = GenerateRequest(prompt=prompt, adapters=(use,), steps=steps, seed=_SEED, preview=False)
         try:
             image, _ = generation.draw(request, self._library, self._engine, control)[0]
             made = thumbnails.shrink(image, self._library.thumbnails / f"{id_}.webp")
@@ -91,12 +92,19 @@ class DrawingJobs:
         field, value = setting
         return f"{field} {self._library.get(value).name if field == 'adapter' else value}"
 
-    def _plain(self, grid: GridRequest, job: Job, control: Control) -> dict[str, Any]:
+    def _plain(self, grid: GridRequest, job: Job, control: Control) -> str:
         request = grid.request.model_copy(
-            update={"adapters": (), "batch": 1, "programs": (), "preview": False, "method": "merge", "options": {}}
+            update={
+                "adapters": (),
+                "batch": 1,
+                "programs": (),
+                "preview": False,
+                "method": "merge",
+                "options": {},
+            }
         )
         image, used = generation.draw(request, self._library, self._engine, control)[0]
-        return _told(self._history.keep(image, used, request, job.id, job.user))
+        return self._history.keep(image, used, request, job.id, job.user).id
 
     def _sheet(self, parts: dict[tuple[int, int], tuple[Any, tuple[str, ...]]], user: str) -> str:
         made = grids.sheet({p: i for p, (i, _) in parts.items()}, {p: t for p, (_, t) in parts.items()})
@@ -116,7 +124,3 @@ class _Part(Control):
         """Tells cells and steps of the cell under way."""
         said = message or f"cell {self._number + 1} of {self._count}, step {done} of {total}"
         super().step(self._number, self._count, eta_s, said)
-
-
-def _told(picture: Picture) -> dict[str, Any]:
-    return {"id": picture.id, "seed": picture.request.seed, "index": picture.index}

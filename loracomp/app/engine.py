@@ -86,7 +86,9 @@ class Engine:
 
         from loracomp.loading import SCHEDULERS
 
-        kind, options = (getattr(diffusers, SCHEDULERS[name][0]), SCHEDULERS[name][1]) if name else (type(own), {})
+        kind, options = (
+            (getattr(diffusers, SCHEDULERS[name][0]), SCHEDULERS[name][1]) if name else (type(own), {})
+        )
         return kind.from_config(own.config, **options)
 
     def _run(self, after: threading.Event | None, patience_s: float) -> None:

@@ -49,7 +49,9 @@ class Finding:
         from loracomp.retrieval.building import build
 
         control.step(0, 0, message="opening the index")
-        folders = [folder for folder in (SHIPPED, *self._settings.library) if any(folder.rglob("*.safetensors"))]
+        folders = [
+            folder for folder in (SHIPPED, *self._settings.library) if any(folder.rglob("*.safetensors"))
+        ]
         with self._searching(create=True) as (collection, _):
             report = build(folders, collection, jobs=1, progress=control.step)
         self.close()
@@ -108,9 +110,7 @@ class Finding:
                 uses.append(AdapterUse(id=row.id, weight=chosen.weight))
                 facts = {"span": chosen.span, "confidence": chosen.confidence, "why": chosen.why}
                 said.append({"id": row.id, "name": row.name, "weight": chosen.weight, **facts})
-        request = GenerateRequest(
-            prompt=choice.prompt, adapters=tuple(uses), method=choice.method or "merge"
-        )
+        request = GenerateRequest(prompt=choice.prompt, adapters=tuple(uses), method=choice.method or "merge")
         return {
             "request": request.model_dump(mode="json"),
             "adapters": said,
@@ -163,7 +163,9 @@ class Finding:
 
         with self._lock:
             if self._open is None:
-                collection = Collection(self._folder, create=create, encoders=shipped_encoders(self._folder))
+                collection: Any = Collection(
+                    self._folder, create=create, encoders=shipped_encoders(self._folder)
+                )
                 self._open = collection, Searcher(collection, collection.encoders)
             yield self._open
 
@@ -174,7 +176,9 @@ class Finding:
         for hit in answer.hits:
             row = self._row(hit.row["path"])
             if row is not None:
-                made = ", ".join(f"{name} {value:.2f}" for name, value in hit.explain.items() if "_" not in name)
+                made = ", ".join(
+                    f"{name} {value:.2f}" for name, value in hit.explain.items() if "_" not in name
+                )
                 rows.append(replace(row, score=round(hit.score, 4), why=made))
         return Page(tuple(rows), len(rows), 1, 1, tuple(public(note) for note in answer.notes))
 

@@ -158,7 +158,7 @@ def _mask(text: str) -> str:
 
 
 def _tags(prompt: str, library: Library) -> tuple[str, tuple[AdapterUse, ...]]:
-    """The prompt without its tags, and what they name; a name is looked up in the library, never as a path."""
+    """The prompt without its tags, and what they name: names of the library, never paths."""
     if not _TAG.search(prompt):
         return prompt, ()
     from loracomp.fusion.syntax import split_prompt

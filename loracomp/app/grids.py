@@ -56,7 +56,7 @@ def cells(grid: GridRequest, most: int) -> list[Cell]:
 
 
 def _cells(grid: GridRequest, bare: GenerateRequest) -> Iterator[Cell]:
-    absent = Axis(field="seed", values=(bare.seed,))
+    absent = Axis(field="seed", values=(bare.seed,), adapter="")
     z_axis, y_axis = grid.z or absent, grid.y or absent
     for (z, deep), (y, down), (x, across) in product(
         enumerate(z_axis.values), enumerate(y_axis.values), enumerate(grid.x.values)

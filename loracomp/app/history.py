@@ -6,6 +6,7 @@ import json
 import secrets
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,9 +101,7 @@ class History:
         self._base = settings.base
         database.schema(_SCHEMA)
 
-    def keep(
-        self, image: Any, recipe: Recipe, request: GenerateRequest, job: str, user: str
-    ) -> Picture:
+    def keep(self, image: Any, recipe: Recipe, request: GenerateRequest, job: str, user: str) -> Picture:
         """Saves an image with its recipe inside."""
         from loracomp.recipe import save_image
 
@@ -185,18 +184,21 @@ class History:
                 uses.append(_use(spot, row.id))
         notes = []
         if recipe.base != Path(self._base).name and recipe.base != self._base:
-            notes.append(f"drawn with the base {Path(recipe.base).name}, and this one is {Path(self._base).name}")
+            notes.append(
+                f"drawn with the base {Path(recipe.base).name}, and this one is {Path(self._base).name}"
+            )
         programs = () if missing else self._programs(recipe, uses)
         return Restored(_request(recipe, tuple(uses), programs), recipe.index, tuple(missing), tuple(notes))
 
-    def _programs(self, recipe: Recipe, uses: list[AdapterUse]) -> tuple[dict[str, Any], ...]:
+    def _programs(self, recipe: Recipe, uses: Sequence[AdapterUse]) -> tuple[dict[str, Any], ...]:
         """The recipe's programs, unless method, options and strengths say it all: those can be changed."""
         from loracomp.fusion.syntax import Term, parse_settings
         from loracomp.fusion.variants import program_of
         from loracomp.library import open_adapter
 
         terms = [
-            parse_settings(u.source, u.settings) if u.settings else Term(u.source, u.weight) for u in recipe.uses
+            parse_settings(u.source, u.settings) if u.settings else Term(u.source, u.weight)
+            for u in recipe.uses
         ]
         if len(recipe.programs) == 1:
             adapters = [open_adapter(str(self._library.path(use.id))) for use in uses]

@@ -7,7 +7,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,9 @@ class Jobs:
         if cause := self._wishes.get(id_):
             raise StoppedError(cause)
 
-    def finish(self, id_: str, state: State, result: Mapping[str, Any] | None = None, error: str = "") -> None:
+    def finish(
+        self, id_: str, state: State, result: Mapping[str, Any] | None = None, error: str = ""
+    ) -> None:
         """Ends a running job."""
         self._database.run(
             "UPDATE jobs SET state = ?, result = ?, error = ?, finished = ?, message = '', wish = ''"
@@ -200,7 +202,7 @@ class Jobs:
         if sum(counts.values()) >= self._limits.queued_in_all:
             raise LimitError("the queue is full; try again in a minute")
 
-    def _order(self, lane: str) -> list[str]:
+    def _order(self, lane: str) -> Sequence[str]:
         waiting = self._database.rows(
             "SELECT id, user, restarts FROM jobs WHERE state = 'queued' AND lane = ? ORDER BY number", (lane,)
         )
@@ -213,7 +215,7 @@ class Jobs:
         jobs = [(row["id"], row["user"], row["restarts"] > 0) for row in waiting]
         return turns(jobs, {row["user"]: row["at"] for row in served})
 
-    def _job(self, row: sqlite3.Row, order: list[str]) -> Job:
+    def _job(self, row: sqlite3.Row, order: Sequence[str]) -> Job:
         place = order.index(row["id"]) if row["id"] in order else None
         return read_job(row, place, self.preview_file(row["id"]), time.time())
 

@@ -159,9 +159,7 @@ class Library:
 
     def know(self, id_: str, digest: str) -> None:
         """Remembers the content and the use of an adapter that was just opened."""
-        self.database.run(
-            "UPDATE adapters SET digest = ?, used = ? WHERE id = ?", (digest, time.time(), id_)
-        )
+        self.database.run("UPDATE adapters SET digest = ?, used = ? WHERE id = ?", (digest, time.time(), id_))
 
     def scan(self, progress: Progress | None = None) -> int:
         """Looks through the folders; files that have not changed are not opened. Gives how many were."""

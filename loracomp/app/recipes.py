@@ -29,8 +29,8 @@ class Named(Strict):
     """An adapter of an exported recipe, by what it is and not by where it lies."""
 
     name: str = Field(max_length=200)
-    digest: str = Field("", max_length=64)
-    hash: str = Field("", max_length=64)
+    digest: str = Field(default="", max_length=64)
+    hash: str = Field(default="", max_length=64)
     use: AdapterUse
 
 
@@ -39,7 +39,7 @@ class Exported(Strict):
 
     format: str = FORMAT
     name: str = Field(min_length=1, max_length=120)
-    note: str = Field("", max_length=2000)
+    note: str = Field(default="", max_length=2000)
     request: GenerateRequest
     adapters: tuple[Named, ...] = ()
 

@@ -25,18 +25,18 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queued: int = Field(20, ge=1, description="Unfinished jobs of one user.")
-    queued_in_all: int = Field(1000, ge=1, description="Unfinished jobs of all users.")
-    upload_bytes: int = Field(2 << 30, ge=1, description="Largest upload.")
-    user_bytes: int = Field(20 << 30, ge=1, description="Uploads of one user that are kept.")
-    picture_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded picture.")
-    body_bytes: int = Field(4 << 20, ge=1, description="Largest request that is no upload.")
-    side: int = Field(2048, ge=8, description="Longest side of an image in pixels.")
-    steps: int = Field(150, ge=1, description="Most denoising steps.")
-    batch: int = Field(16, ge=1, description="Most images drawn together.")
-    cells: int = Field(100, ge=1, description="Most cells of a grid.")
-    adapters: int = Field(12, ge=1, description="Most adapters in an image.")
-    training_steps: int = Field(20_000, ge=1, description="Most steps of a training run.")
+    queued: int = Field(default=20, ge=1, description="Unfinished jobs of one user.")
+    queued_in_all: int = Field(default=1000, ge=1, description="Unfinished jobs of all users.")
+    upload_bytes: int = Field(default=2 << 30, ge=1, description="Largest upload.")
+    user_bytes: int = Field(default=20 << 30, ge=1, description="Uploads of one user that are kept.")
+    picture_bytes: int = Field(default=64 << 20, ge=1, description="Largest uploaded picture.")
+    body_bytes: int = Field(default=4 << 20, ge=1, description="Largest request that is no upload.")
+    side: int = Field(default=2048, ge=8, description="Longest side of an image in pixels.")
+    steps: int = Field(default=150, ge=1, description="Most denoising steps.")
+    batch: int = Field(default=16, ge=1, description="Most images drawn together.")
+    cells: int = Field(default=100, ge=1, description="Most cells of a grid.")
+    adapters: int = Field(default=12, ge=1, description="Most adapters in an image.")
+    training_steps: int = Field(default=20_000, ge=1, description="Most steps of a training run.")
 
 
 class Settings(BaseModel):
@@ -45,16 +45,22 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Path = Field(description="Folder of jobs, history, recipes, thumbnails, uploads and index.")
-    library: tuple[Path, ...] = Field((), description="Folders of LoRA files; the first takes new ones.")
-    pictures: tuple[Path, ...] = Field((), description="Folders of training data.")
-    base: str = Field("glyph", description="Name, diffusers folder, checkpoint or hub id.")
-    device: str = Field("auto", description="cpu, cuda, mps or auto.")
-    dtype: str = Field("auto", description="fp32, bf16, fp16 or auto.")
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    tokens: dict[str, str] = Field({}, description="Secret by user; required unless only this machine.")
-    codec: Path | None = Field(None, description="Watermark codec; the shipped one if left out.")
-    calibration: Path | None = Field(None, description="Its calibration; the shipped one if left out.")
+    library: tuple[Path, ...] = Field(
+        default=(), description="Folders of LoRA files; the first takes new ones."
+    )
+    pictures: tuple[Path, ...] = Field(default=(), description="Folders of training data.")
+    base: str = Field(default="glyph", description="Name, diffusers folder, checkpoint or hub id.")
+    device: str = Field(default="auto", description="cpu, cuda, mps or auto.")
+    dtype: str = Field(default="auto", description="fp32, bf16, fp16 or auto.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    tokens: dict[str, str] = Field(
+        default={}, description="Secret by user; required unless only this machine."
+    )
+    codec: Path | None = Field(default=None, description="Watermark codec; the shipped one if left out.")
+    calibration: Path | None = Field(
+        default=None, description="Its calibration; the shipped one if left out."
+    )
     limits: Limits = Limits()
 
     @model_validator(mode="after")

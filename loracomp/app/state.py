@@ -158,5 +158,7 @@ def _hold(settings: Settings) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise UsageError(f"{settings.data}: another app is using this folder; end it or name another --data") from None
+        raise UsageError(
+            f"{settings.data}: another app is using this folder; end it or name another --data"
+        ) from None
     return file

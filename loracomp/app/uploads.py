@@ -79,7 +79,7 @@ class Uploads:
         return Receiver(self, id_, plain_name(name), kind, user, self._folder / id_, min(most, room))
 
     def take(self, path: Path, kind: str, user: str, name: str = "") -> Uploaded:
-        """Copies a file that is on this machine already, within the same limits; raises as :meth:`receive`."""
+        """Copies a file that is on this machine, within the same limits; raises as :meth:`receive`."""
         with path.open("rb") as file, self.receive(name or path.name, kind, user) as receiver:
             while chunk := file.read(_CHUNK):
                 receiver.write(chunk)
@@ -93,7 +93,8 @@ class Uploads:
     def get(self, id_: str, user: str, kind: str = "") -> Uploaded:
         """A user's upload; raises :class:`NotFoundError`."""
         row = self._database.row(
-            "SELECT * FROM uploads WHERE id = ? AND user = ? AND (? = '' OR kind = ?)", (id_, user, kind, kind)
+            "SELECT * FROM uploads WHERE id = ? AND user = ? AND (? = '' OR kind = ?)",
+            (id_, user, kind, kind),
         )
         if row is None or not (self._folder / row["id"]).is_file():
             raise NotFoundError("upload")

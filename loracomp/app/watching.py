@@ -61,7 +61,9 @@ def _write(pipe: Any, latents: Any, path: Path) -> None:
     shown = latents[:_SHOWN]
     if max(shown.shape[2:]) > _LATENT:
         share = _LATENT / max(shown.shape[2:])
-        shown = torch.nn.functional.interpolate(shown.float(), scale_factor=share, mode="area").to(latents.dtype)
+        shown = torch.nn.functional.interpolate(shown.float(), scale_factor=share, mode="area").to(
+            latents.dtype
+        )
     config = pipe.vae.config
     with torch.inference_mode():
         shown = shown / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)

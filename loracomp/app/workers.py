@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loracomp.app.job import LANES, Job
+from loracomp.app.job import LANES, Job, State
 from loracomp.app.jobs import Jobs
 from loracomp.app.refusals import StoppedError, public
 from loracomp.errors import LoracompError
 
 _log = logging.getLogger(__name__)
 _IDLE_S = 1.0
-_ENDS = {"cancel": "canceled", "stop": "interrupted"}
+_ENDS: Mapping[str, State] = {"cancel": "canceled", "stop": "interrupted"}
 
 
 class Control:
