@@ -13,7 +13,7 @@ from loracomp.app.database import Database
 from loracomp.app.drawing_jobs import DrawingJobs
 from loracomp.app.engine import Engine
 from loracomp.app.finding import Finding
-from loracomp.app.history import History
+from loracomp.app.history import History, Restored
 from loracomp.app.job import SYSTEM, Job
 from loracomp.app.jobs import Jobs
 from loracomp.app.library import Library
@@ -108,6 +108,10 @@ class App:
         for cell in grids.cells(whole, self.settings.limits.cells):
             generation.settled(cell.request, self.library, self.settings.limits)
         return self.jobs.submit("grid", whole.model_dump(mode="json"), user, f"grid: {request.prompt[:70]}")
+
+    def restore_upload(self, upload: str, user: str) -> Restored:
+        """The settings inside an uploaded PNG; raises as :meth:`History.restore_file`."""
+        return self.history.restore_file(self.uploads.path(upload, user, "picture"))
 
     def index(self, user: str) -> str:
         """Queues bringing the library into the index and gives the job's id."""

@@ -32,6 +32,7 @@ from loracomp.cli import (
     synthesis,
     train,
     watermark_measure,
+    web,
 )
 from loracomp.cli.screen import fail
 from loracomp.errors import LoracompError
@@ -50,6 +51,7 @@ app.command("convert")(doctor.convert)
 app.command("merge")(merge.merge)
 app.command("fold")(merge.fold)
 app.command("methods")(methods.methods)
+app.command("app")(web.app)
 app.command("diagnose")(diagnose.diagnose)
 app.command("profile")(profile.profile)
 app.add_typer(train.app, name="train")

@@ -1,0 +1,163 @@
+"""The app over HTTP: the page at ``/``, the interface at ``/api/v1``, both behind the guard."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+import loracomp
+from loracomp.app.access import Access
+from loracomp.app.api import PREFIX, api_routes
+from loracomp.app.guard import Guard
+from loracomp.app.login import login_routes
+from loracomp.app.refusals import LimitError, NotFoundError, TooLargeError, public
+from loracomp.app.settings import Settings
+from loracomp.app.state import App
+from loracomp.errors import FormatError, LoracompError, ResourceError, UsageError
+
+_log = logging.getLogger(__name__)
+_STATUS: tuple[tuple[type[LoracompError], int], ...] = (
+    (NotFoundError, 404),
+    (LimitError, 429),
+    (TooLargeError, 413),
+    (FormatError, 422),
+    (ResourceError, 503),
+    (UsageError, 400),
+)
+_PATIENCE_S = 20.0
+
+
+def make_server(app: App, page: bool = True) -> Any:
+    """The ASGI application of an app, which it starts and stops.
+
+    Args:
+        app: What runs.
+        page: Whether to build the page; the interface works without it.
+    """
+    seen = threading.Event()
+
+    @asynccontextmanager
+    async def living(server: FastAPI) -> AsyncIterator[None]:
+        app.start(seen, _PATIENCE_S if page else 0.0)
+        yield
+        app.stop()
+
+    server = FastAPI(
+        title="loracomp",
+        version=loracomp.__version__,
+        summary="Compose, compare, train and mark image LoRAs.",
+        lifespan=living,
+        docs_url=f"{PREFIX}/docs",
+        redoc_url=None,
+        openapi_url=f"{PREFIX}/openapi.json",
+    )
+    access = Access(app.settings)
+    server.state.loracomp = app
+    server.include_router(api_routes())
+    server.include_router(login_routes(access))
+    server.add_exception_handler(LoracompError, _told)
+    server.add_exception_handler(RequestValidationError, _misunderstood)
+    server.add_exception_handler(Exception, _broken)
+    mounted = _with_page(server, app) if page else server
+    return Guard(_noticing(mounted, seen), access, app.settings.limits)
+
+
+def serve(settings: Settings, told: Callable[[str], None]) -> None:
+    """Serves an app until it is interrupted.
+
+    Args:
+        settings: How.
+        told: Told the address, once it is known.
+
+    Raises:
+        UsageError: The address is taken, cannot be used, or can be reached by others and has no token.
+    """
+    import uvicorn
+
+    check_exposure(settings)
+    listening = _listen(settings)
+    app = App(settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    told(f"http://{host}:{listening.getsockname()[1]}")
+    config = uvicorn.Config(
+        make_server(app), log_level="warning", timeout_graceful_shutdown=5, server_header=False
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises :class:`UsageError` where others reach the app and it has no token."""
+    if not settings.loopback and not settings.tokens:
+        import secrets
+
+        raise UsageError(
+            f"--host {settings.host}: others reach it there, so it needs a token; "
+            f"set LORACOMP_TOKEN or add --token, for example {secrets.token_urlsafe(24)}"
+        )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((settings.host, settings.port))
+    except OSError as error:
+        made.close()
+        where = f"{settings.host}:{settings.port}"
+        raise UsageError(f"{where}: cannot listen there ({error.strerror}); choose another --port") from None
+    return made
+
+
+def _with_page(server: FastAPI, app: App) -> Any:
+    import gradio
+
+    from loracomp.app.ui import build, page_options
+
+    return gradio.mount_gradio_app(
+        server,
+        build(app),
+        path="/",
+        auth_dependency=lambda request: request.state.user,
+        max_file_size=app.settings.limits.upload_bytes,
+        show_error=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        **page_options(),
+    )
+
+
+def _noticing(inner: Any, seen: threading.Event) -> Any:
+    """Sets ``seen`` when the page has been sent: what is heavy may begin."""
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+        if scope["type"] == "http" and scope["path"].startswith("/gradio_api/"):
+            seen.set()
+
+    return outer
+
+
+def _told(request: Request, error: Exception) -> JSONResponse:
+    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
+    return JSONResponse({"error": public(error)}, status)
+
+
+def _misunderstood(request: Request, error: Exception) -> JSONResponse:
+    """What is wrong with a request, without repeating what was sent."""
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    lines = [f"{'.'.join(map(str, part['loc'][1:])) or 'request'}: {part['msg']}" for part in found[:5]]
+    return JSONResponse({"error": public("; ".join(lines))}, 422)
+
+
+def _broken(request: Request, error: Exception) -> JSONResponse:
+    _log.error("a request failed", exc_info=error)
+    return JSONResponse({"error": "an error in loracomp; the server's log says more"}, 500)
