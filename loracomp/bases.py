@@ -55,6 +55,7 @@ class Base:
         kohya_sgm: Whether kohya names UNet blocks as the original code does (input_blocks, …).
         checkpoint_key: Tensor that only its single-file checkpoints have, without any prefix.
         dialect: Dialect that most tools read at the right strength (``kohya`` or ``diffusers``).
+        caption: How captions that it was trained on name a subject, for example prompts.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Base:
     checkpoint_key: str
     kohya_sgm: bool = False
     dialect: Literal["kohya", "diffusers"] = "kohya"
+    caption: str = "{}"
 
 
 _ONE_CLIP = {"unet": "lora_unet", "text_encoder": "lora_te"}
@@ -96,6 +98,7 @@ _ROWS = (
         checkpoint_key="",
         kohya_version="glyph",
         kohya_prefixes=_ONE_CLIP,
+        caption="{} emoji",
     ),
     Base(
         name="sd15",
