@@ -1,4 +1,4 @@
-"""``loracomp train``: run, resume, many, check."""
+"""``loracomp train``: run, resume, many, gate, check."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loracomp.cli.screen import Json, emit_json
+from loracomp.cli.train_gate import gate
 from loracomp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from loracomp.training.survey import Survey
 
 app = typer.Typer(help="Train an adapter on a folder of captioned pictures.", no_args_is_help=True)
+app.command("gate")(gate)
 
 Data = Annotated[Path, typer.Argument(help="Folder of pictures with .txt captions or a metadata.jsonl.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -76,7 +78,7 @@ def run(
     target = out or Path(f"{chosen.name}.safetensors")
     if watermark is None and (mark or codec or shadow):
         raise UsageError("--mark, --codec and --shadow are about a mark; give its key with --watermark KEY")
-    with _watching(as_json) as (report, stop):
+    with watching(as_json) as (report, stop):
         if watermark is None:
             result = train(chosen, data, target, device=device, report=report, stop=stop)
         else:
@@ -117,7 +119,7 @@ def resume(
 
     if (out.with_name(f"{out.name}.ckpt") / "mark.json").exists():
         raise UsageError(f"{out}: a run with --watermark; the same `train run` command goes on with it")
-    with _watching(as_json) as (report, stop):
+    with watching(as_json) as (report, stop):
         result = go_on(out, data=data, device=device, report=report, stop=stop)
     _show(result, as_json)
 
@@ -142,7 +144,7 @@ def many(
     """
     from loracomp.training.many.run import Ways, train_many
 
-    with _watching(as_json) as (report, stop):
+    with watching(as_json) as (report, stop):
         ways = Ways(at_once, compiled, graph, report, stop)
         result = train_many(manifest, out, ways, device=device)
     _show_many(result, as_json)
@@ -180,7 +182,7 @@ def settings(as_json: Json = False) -> None:
 
 
 @contextmanager
-def _watching(as_json: bool) -> Iterator[tuple[Report, Callable[[], bool]]]:
+def watching(as_json: bool) -> Iterator[tuple[Report, Callable[[], bool]]]:
     """A reporter on stderr, and whether Ctrl-C was pressed."""
     from loracomp.training.interrupt import ctrl_c
     from loracomp.training.progress import reporter

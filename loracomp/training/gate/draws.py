@@ -1,0 +1,99 @@
+"""The random part of a gate's training: which adapters, which picture, whose words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from loracomp.errors import TrainingError
+from loracomp.training.gate.material import Pictures
+from loracomp.training.gate.settings import Settings
+
+WHOLE, SOLO, OTHER = 0, 1, 2
+"""Kinds of samples: the true picture of all; one adapter's own drawing; another one's words."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step, on the CPU.
+
+    Attributes:
+        chosen: Adapters of each sample, shape (S, N).
+        picture: Which picture is diffused, shape (S,).
+        words: Which caption is said, shape (S,); the caption behind the last one is empty.
+        kind: :data:`WHOLE`, :data:`SOLO` or :data:`OTHER`, shape (S,).
+        asked: Place among the sample's adapters of the one that the picture is of; for kinds other than whole.
+    """
+
+    chosen: Tensor
+    picture: Tensor
+    words: Tensor
+    kind: Tensor
+    asked: Tensor
+
+
+class Draws:
+    """Draws samples.
+
+    Args:
+        pictures: The scenes.
+        adapters: Positions of each concept's adapters in the bank.
+        settings: Shares of the kinds.
+    """
+
+    def __init__(
+        self, pictures: Pictures, adapters: Mapping[str, Sequence[int]], settings: Settings
+    ) -> None:
+        self.pictures, self.settings = pictures, settings
+        self.adapters = {name: list(rows) for name, rows in adapters.items()}
+        self.concepts = sorted(self.adapters)
+        self.by_size: dict[int, list[int]] = {}
+        for number, parts in enumerate(pictures.parts):
+            self.by_size.setdefault(len(parts), []).append(number)
+        self.alone: dict[str, list[int]] = {}
+        for number in self.by_size.get(1, []):
+            self.alone.setdefault(pictures.parts[number][0], []).append(number)
+        if not self.alone:
+            raise TrainingError("no pictures of single concepts; render the scenes anew")
+
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of adapters that the settings ask for and there are concepts for."""
+        found = tuple(count for count in self.settings.counts if count <= len(self.concepts))
+        if not found:
+            raise TrainingError(f"{len(self.concepts)} concepts for {self.settings.counts} adapters at once")
+        return found
+
+    def batch(self, count: int, size: int, rng: Random) -> Batch:
+        """``size`` samples of ``count`` adapters."""
+        rows = [self._sample(count, rng) for _ in range(size)]
+        return Batch(*(torch.tensor(part) for part in zip(*rows, strict=True)))
+
+    def _sample(self, count: int, rng: Random) -> tuple[list[int], int, int, int, int]:
+        sizes = [size for size in self.by_size if 1 < size <= count]
+        kind = self._kind(count, rng) if sizes else SOLO
+        size = 1
+        if kind == WHOLE:
+            # Mostly as many concepts as fit, now and then fewer, so that some adapters are not asked for.
+            size = rng.choice(sizes) if rng.random() < 0.2 else max(sizes)
+        picture = rng.choice(self.by_size[size])
+        parts = self.pictures.parts[picture]
+        rest = [name for name in self.concepts if name not in parts]
+        names = [*parts, *rng.sample(rest, count - len(parts))]
+        words = picture
+        if kind == OTHER:
+            words = rng.choice(self.alone[names[1]])
+        elif rng.random() < self.settings.empty:
+            words = len(self.pictures.captions)
+        rng.shuffle(names)
+        chosen = [rng.choice(self.adapters[name]) for name in names]
+        return chosen, picture, words, kind, names.index(parts[0])
+
+    def _kind(self, count: int, rng: Random) -> int:
+        chance, solo = rng.random(), self.settings.solo
+        if count == 1 or chance >= solo:
+            return SOLO if count == 1 else WHOLE
+        return OTHER if self.settings.hinge and chance < solo / 3 else SOLO
