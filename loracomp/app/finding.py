@@ -50,7 +50,7 @@ class Finding:
 
         control.step(0, 0, message="opening the index")
         folders = [
-            folder for folder in (SHIPPED, *self._settings.library) if any(folder.rglob("*.safetensors"))
+            folder for folder in (SHIPPED, *self._settings.adapters) if any(folder.rglob("*.safetensors"))
         ]
         with self._searching(create=True) as (collection, _):
             report = build(folders, collection, jobs=1, progress=control.step)

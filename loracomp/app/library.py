@@ -220,13 +220,11 @@ class Library:
         """A path for a new adapter in the first folder, whose name is free.
 
         Raises:
-            UsageError: No folder was configured, or the name cannot be a file's name.
+            UsageError: The name cannot be a file's name.
         """
-        if not self.settings.library:
-            raise UsageError("no library folder; start the app with --library DIR to keep adapters")
         if not stem or not stem[0].isalnum() or any(not (c.isalnum() or c in "-_. ") for c in stem):
             raise UsageError("a name needs letters, digits, spaces, - and _ alone")
-        folder = self.settings.library[0]
+        folder = self.settings.adapters[0]
         names = (stem[:80] + tail for tail in ("", *(f"-{number}" for number in range(2, 10_000))))
         return next(path for name in names if not (path := folder / f"{name}.safetensors").exists())
 
@@ -242,11 +240,11 @@ class Library:
 
     def _inside(self, path: Path) -> bool:
         place = path.resolve()
-        return any(place.is_relative_to(folder) for folder in (*self.settings.library, SHIPPED))
+        return any(place.is_relative_to(folder) for folder in (*self.settings.adapters, SHIPPED))
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         """LoRA files; a link that leads out of the folders is not followed."""
-        for folder in (SHIPPED, *self.settings.library):
+        for folder in (SHIPPED, *self.settings.adapters):
             for place, _, names in os.walk(folder):
                 for name in sorted(names):
                     path = Path(place, name)

@@ -86,6 +86,11 @@ class Settings(BaseModel):
         """File of jobs, history, recipes and what is known of adapters."""
         return self.data / "jobs.sqlite"
 
+    @cached_property
+    def adapters(self) -> tuple[Path, ...]:
+        """Folders of adapters, the first of which takes new ones; one of its own where none is given."""
+        return self.library or (self.folder("adapters"),)
+
     def folder(self, name: str) -> Path:
         """A folder inside the data folder, made where it is missing, readable by its owner alone.
 

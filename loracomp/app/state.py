@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from loracomp.app import generation, grids
 from loracomp.app.database import Database
+from loracomp.app.datasets import Datasets
 from loracomp.app.drawing_jobs import DrawingJobs
 from loracomp.app.engine import Engine
 from loracomp.app.finding import Finding
@@ -21,6 +22,7 @@ from loracomp.app.previews import Previews
 from loracomp.app.recipes import Recipes
 from loracomp.app.requests import GenerateRequest, GridRequest
 from loracomp.app.settings import Settings
+from loracomp.app.training_jobs import TrainingJobs
 from loracomp.app.uploads import Uploads
 from loracomp.app.workers import Control, Workers
 from loracomp.errors import UsageError
@@ -41,6 +43,8 @@ class App:
         uploads: Files that users sent.
         previews: Pictures of jobs under way.
         engine: The base model.
+        datasets: Training data.
+        training: Training runs.
         drawing: Images, grids and their sheets.
     """
 
@@ -57,6 +61,8 @@ class App:
         self.uploads = Uploads(settings, self.database)
         self.previews = Previews(self.jobs)
         self.engine = Engine(settings)
+        self.datasets = Datasets(settings, self.database, self.uploads)
+        self.training = TrainingJobs(settings, self.jobs, self.library, self.datasets, self.engine)
         self.drawing = DrawingJobs(settings, self.library, self.history, self.engine)
         self.workers = Workers(
             self.jobs,
@@ -65,6 +71,7 @@ class App:
                 "grid": self.drawing.grid,
                 "thumbnails": self._thumbnails,
                 "index": self.finding.build,
+                "train": self.training.train,
                 "scan": self._scan,
             },
         )
