@@ -17,7 +17,9 @@ from loracomp.app.finding import Finding
 from loracomp.app.history import History, Restored
 from loracomp.app.job import SYSTEM, Job
 from loracomp.app.jobs import Jobs
+from loracomp.app.keyring import Keyring
 from loracomp.app.library import Library
+from loracomp.app.marks import Marks
 from loracomp.app.previews import Previews
 from loracomp.app.recipes import Recipes
 from loracomp.app.requests import GenerateRequest, GridRequest
@@ -45,6 +47,7 @@ class App:
         engine: The base model.
         datasets: Training data.
         training: Training runs.
+        marks: Watermarks and their keys.
         drawing: Images, grids and their sheets.
     """
 
@@ -63,6 +66,10 @@ class App:
         self.engine = Engine(settings)
         self.datasets = Datasets(settings, self.database, self.uploads)
         self.training = TrainingJobs(settings, self.jobs, self.library, self.datasets, self.engine)
+        keyring = Keyring(settings, self.database, self.uploads)
+        self.marks = Marks(
+            settings, self.jobs, self.library, self.datasets, self.history, self.uploads, keyring
+        )
         self.drawing = DrawingJobs(settings, self.library, self.history, self.engine)
         self.workers = Workers(
             self.jobs,
@@ -72,6 +79,7 @@ class App:
                 "thumbnails": self._thumbnails,
                 "index": self.finding.build,
                 "train": self.training.train,
+                "mark": self.marks.mark,
                 "scan": self._scan,
             },
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from loracomp.app.datasets import Datasets
 from loracomp.app.engine import Engine
+from loracomp.app.following import Events, follow
 from loracomp.app.job import Job
 from loracomp.app.jobs import Jobs
 from loracomp.app.library import Library
@@ -21,14 +21,11 @@ from loracomp.app.refusals import LimitError, NotFoundError, StoppedError, publi
 from loracomp.app.requests import Options, Strict
 from loracomp.app.settings import Settings
 from loracomp.app.workers import Control
-from loracomp.errors import LoracompError, TrainingError, UsageError
+from loracomp.errors import LoracompError, UsageError
 
 if TYPE_CHECKING:
     from loracomp.training.config import TrainConfig
 
-_POLL_S = 0.2
-_GRACE_S = 120.0
-_TRIES = 3
 _POINTS = 400
 _OURS = ("base", "name", "kind", "trigger", "steps", "rank", "lr", "batch", "seed")
 
@@ -122,16 +119,14 @@ class TrainingJobs:
         folder = self._folder / job.id
         folder.mkdir(exist_ok=True, mode=0o700)
         run, out = LongRun(folder), folder / f"{request.name}.safetensors"
-        tries = 0
-        while not out.is_file() or run.alive or _state(out).is_file():
-            if not run.alive:
-                if tries == _TRIES:
-                    raise TrainingError("the training process ended without a word, perhaps for its memory")
-                tries += 1
-                run.start(self._command(request, job.user, out))
-            self._watch(run, out, control)
-            if not run.result():
-                _raise_failure(run)
+        follow(
+            run,
+            control,
+            command=lambda: self._command(request, job.user, out),
+            over=lambda: out.is_file() and not _state(out).is_file(),
+            hear=lambda latest: self._hear(latest, out, control),
+            discard=lambda: shutil.rmtree(_state(out).parent, ignore_errors=True),
+        )
         return self._finished(request, run, out)
 
     def _config(self, request: TrainRequest) -> TrainConfig:
@@ -161,41 +156,20 @@ class TrainingJobs:
         data = self._datasets.path(request.data, user)
         return ["train", "run", str(data), "--out", str(out), *more]
 
-    def _watch(self, run: LongRun, out: Path, control: Control) -> None:
-        """Until the process ends; raises :class:`StoppedError` as the job is told."""
+    def _hear(self, latest: Events, out: Path, control: Control) -> None:
+        """Draws a sample of each checkpoint."""
+        saved = latest.get("checkpoint")
+        if saved is None or not self._engine.ready:
+            return
+        from loracomp.app.samples import draw_sample
+
         try:
-            while True:
-                alive = run.alive
-                self._hear(list(run.news()), out, control)
-                control.check()
-                if not alive:
-                    return
-                time.sleep(_POLL_S)
-        except StoppedError as stopped:
-            if stopped.cause == "cancel":
-                run.kill()
-                shutil.rmtree(_state(out).parent, ignore_errors=True)
-            elif stopped.cause == "stop":
-                run.interrupt()
-                run.alive_or_wait(_GRACE_S)
-                run.kill()
+            draw_sample(self._engine, out, out.parent / f"sample-{saved['step']}.webp", control)
+        except StoppedError:
             raise
-
-    def _hear(self, events: Sequence[Mapping[str, Any]], out: Path, control: Control) -> None:
-        latest = {str(event.get("event")): event for event in events}
-        if step := latest.get("step"):
-            said = f"loss {step['loss']:.4f}"
-            control.step(step["step"], step["steps"], float(step["eta_s"]), said)
-        if (saved := latest.get("checkpoint")) and self._engine.ready:
-            from loracomp.app.samples import draw_sample
-
-            try:
-                draw_sample(self._engine, out, out.parent / f"sample-{saved['step']}.webp", control)
-            except StoppedError:
-                raise
-            except (LoracompError, OSError):
-                # The run replaced or finished its checkpoint meanwhile; there will be another one.
-                return
+        except (LoracompError, OSError):
+            # The run replaced or finished its checkpoint meanwhile; there will be another one.
+            return
 
     def _finished(self, request: TrainRequest, run: LongRun, out: Path) -> dict[str, Any]:
         """Puts the adapter into the library and keeps its samples."""
@@ -221,10 +195,3 @@ def _state(out: Path) -> Path:
     from loracomp.training.checkpoint import state_path
 
     return state_path(out)
-
-
-def _raise_failure(run: LongRun) -> None:
-    """Raises what the process said before it ended, unless it was interrupted or said nothing."""
-    failure = run.failure()
-    if failure is not None and failure["exit_code"] != 130:
-        raise TrainingError(public(str(failure.get("error", "training failed"))))

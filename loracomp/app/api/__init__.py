@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from loracomp.app.api import adapters, finding, history, jobs, recipes, training, uploads
+from loracomp.app.api import adapters, finding, history, jobs, marks, recipes, training, uploads
 
 PREFIX = "/api/v1"
 
@@ -12,6 +12,6 @@ PREFIX = "/api/v1"
 def api_routes() -> APIRouter:
     """All routes."""
     router = APIRouter(prefix=PREFIX)
-    for part in (jobs, adapters, finding, history, recipes, training, uploads):
+    for part in (jobs, adapters, finding, history, recipes, training, marks, uploads):
         router.include_router(part.router)
     return router
