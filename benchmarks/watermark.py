@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -121,10 +122,8 @@ class Bench:
     def prompts(self, style: str, count: int, seed: int = 0) -> list[str]:
         """Known subjects in a style, half on white."""
         source = torch.Generator().manual_seed(100 + seed)
-        names, phrase = (
-            known_subjects(),
-            {art.style: art.phrase for art in ART_SETS}.get(style, f"{style} style"),
-        )
+        names = known_subjects()
+        phrase = {art.style: art.phrase for art in ART_SETS}.get(style, f"{style} style")
         chosen = torch.randperm(len(names), generator=source)[:count].tolist()
         out = []
         for number, index in enumerate(chosen):
@@ -216,10 +215,8 @@ class Bench:
         from loracomp.watermark.vaemark import marked
 
         codec, key, device = self.codec("pooled"), OWNER.issue("glyph vae"), str(self.pipe.device)
-        drawn, unseen = (
-            Studio(self.pipe, self.prompts("noto", 24), 1, self.size.steps).draw(),
-            self.studio("noto"),
-        )
+        drawn = Studio(self.pipe, self.prompts("noto", 24), 1, self.size.steps).draw()
+        unseen = self.studio("noto")
         run = VaeRun(steps=2 if self.args.small else None)
         mark, found = mark_vae(
             run, self.pipe.vae, codec, key, Folder(drawn.to(device)), self.work / "vae", device
@@ -253,7 +250,8 @@ class Bench:
     def run(self) -> Iterator[tuple[str, Any]]:
         """All stages, those that others need first."""
         for name, make in self.stages():
-            yield name, self.stage(name, make)
+            if any(fnmatch(name, pattern) for pattern in self.args.only):
+                yield name, self.stage(name, make)
 
     def stages(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Names and what they run."""
@@ -295,6 +293,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--only", nargs="*", default=["*"], metavar="STAGE", help="patterns of stages")
     args = parser.parse_args()
     found = dict(Bench(args).run())
     missing = [name for name, value in found.items() if value is None]

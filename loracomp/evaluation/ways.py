@@ -7,6 +7,7 @@ adapter first, as ``loracomp merge`` would write it, and that one is attached; i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from loracomp.fusion import METHODS, Program
 from loracomp.fusion.offline import MERGES, merge
 
 FILE = "file-"
+_OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def way(method: str) -> Way:
 
 def _options(method: str, text: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    for pair in text.split(",") if text else ():
+    for pair in _OUTSIDE_BRACKETS.split(text) if text else ():
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise UsageError(f"--method {method}: write NAME:OPTION=VALUE, for example switch:period=0.1")

@@ -16,6 +16,8 @@ from loracomp.fusion.offline import MERGES
 def test_methods_may_have_options() -> None:
     assert way("merge").program == Program("merge")
     assert way("switch:period=0.1").program == Program("switch", (), {"period": 0.1})
+    roles = way('roles:roles=["subject","style"],handover=0.3').program
+    assert roles == Program("roles", (), {"roles": ["subject", "style"], "handover": 0.3})
     for wrong in ("switch:period", "switch:periods=1", "switch:period=2", "file-svd:fair=1"):
         with pytest.raises(UsageError):
             way(wrong)

@@ -117,14 +117,15 @@ def calibrate(
         found.attacked(pictures, clusters)
         progress(1, total)
     prompts = base_prompts(codec.base, count, seed)
-    pictures = Studio(pipe, prompts, seed, steps).draw()
+    batch = 64 if pipe.device.type == "cuda" else 16
+    pictures = Studio(pipe, prompts, seed, steps, batch=batch).draw()
     subjects = {text: number for number, text in enumerate(dict.fromkeys(prompts))}
     clusters = torch.tensor([subjects[text] for text in prompts])
     found.add("base", pictures, clusters)
     found.attacked(pictures, 100_000 + clusters)
     for number, (population, adapter) in enumerate(drawing):
         texts = prompts_for(adapter, max(1, count // len(drawing)), seed + number)
-        pictures = Studio(pipe, texts, seed + 10_000 * (1 + number), steps).draw([adapter])
+        pictures = Studio(pipe, texts, seed + 10_000 * (1 + number), steps, batch=batch).draw([adapter])
         clusters = torch.full((len(pictures),), 200_000 + number)
         found.add(population, pictures, clusters)
         found.attacked(pictures, clusters)
