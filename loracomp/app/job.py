@@ -18,6 +18,8 @@ LANES: Mapping[str, str] = {
     "thumbnails": "draw",
     "index": "read",
     "scan": "read",
+    "convert": "read",
+    "doctor": "read",
     "train": "train",
     "mark": "train",
 }

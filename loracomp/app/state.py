@@ -12,6 +12,7 @@ from loracomp.app import generation, grids
 from loracomp.app.database import Database
 from loracomp.app.datasets import Datasets
 from loracomp.app.drawing_jobs import DrawingJobs
+from loracomp.app.editing import ConvertRequest, Editing
 from loracomp.app.engine import Engine
 from loracomp.app.finding import Finding
 from loracomp.app.history import History, Restored
@@ -39,6 +40,7 @@ class App:
         settings: How it was started.
         jobs: The queue.
         library: Adapters.
+        editing: What changes adapters.
         finding: Search by what weights do, auto mode, advice.
         history: Images.
         recipes: Named settings.
@@ -64,6 +66,7 @@ class App:
         self.uploads = Uploads(settings, self.database)
         self.previews = Previews(self.jobs)
         self.engine = Engine(settings)
+        self.editing = Editing(settings, self.library, self.uploads, self.history)
         self.datasets = Datasets(settings, self.database, self.uploads)
         self.training = TrainingJobs(settings, self.jobs, self.library, self.datasets, self.engine)
         keyring = Keyring(settings, self.database, self.uploads)
@@ -81,6 +84,8 @@ class App:
                 "train": self.training.train,
                 "mark": self.marks.mark,
                 "scan": self._scan,
+                "convert": self.editing.convert,
+                "doctor": self.editing.examine_all,
             },
         )
 
@@ -131,6 +136,17 @@ class App:
     def index(self, user: str) -> str:
         """Queues bringing the library into the index and gives the job's id."""
         return self.jobs.submit("index", {}, user, "index the library")
+
+    def convert(self, id_: str, request: ConvertRequest, user: str) -> str:
+        """Queues writing an adapter in another form and gives the job's id."""
+        name = self.library.get(id_).name
+        self.library.path(id_)
+        whole = {"id": id_, "request": request.model_dump(mode="json")}
+        return self.jobs.submit("convert", whole, user, f"convert {name}")
+
+    def examine(self, user: str) -> str:
+        """Queues the doctor on the whole library, with duplicates, and gives the job's id."""
+        return self.jobs.submit("doctor", {}, user, "examine the library")
 
     def methods(self) -> list[dict[str, str]]:
         """Composition methods with a line each; waits until torch is imported."""

@@ -71,6 +71,13 @@ class PageAnswer(BaseModel):
     notes: list[str]
 
 
+class ImportAnswer(BaseModel):
+    """An adapter that was imported, and the doctor's report."""
+
+    id: str
+    report: dict[str, Any]
+
+
 class ImageAnswer(BaseModel):
     """An image of the history; the file is at /history/ID/image."""
 
