@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -32,7 +33,7 @@ _STATUS: tuple[tuple[type[LoracompError], int], ...] = (
     (ResourceError, 503),
     (UsageError, 400),
 )
-_PATIENCE_S = 20.0
+_PATIENCE_S = 8.0
 
 
 def make_server(app: App, page: bool = True) -> Any:
@@ -90,6 +91,8 @@ def serve(settings: Settings, told: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         make_server(app), log_level="warning", timeout_graceful_shutdown=5, server_header=False
     )
+    # Ctrl-C is how an app ends: uvicorn raises it again when all is saved.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -118,8 +121,9 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _with_page(server: FastAPI, app: App) -> Any:
-    import gradio
+    from loracomp.app.page_import import import_gradio
 
+    gradio = import_gradio()
     from loracomp.app.ui import build, page_options
 
     return gradio.mount_gradio_app(
@@ -136,11 +140,11 @@ def _with_page(server: FastAPI, app: App) -> Any:
 
 
 def _noticing(inner: Any, seen: threading.Event) -> Any:
-    """Sets ``seen`` when the page has been sent: what is heavy may begin."""
+    """Sets ``seen`` when the page asks for more, or somebody else does: what is heavy may begin."""
 
     async def outer(scope: Any, receive: Any, send: Any) -> None:
         await inner(scope, receive, send)
-        if scope["type"] == "http" and scope["path"].startswith("/gradio_api/"):
+        if scope["type"] == "http" and scope["path"].startswith(("/gradio_api/", PREFIX)):
             seen.set()
 
     return outer
