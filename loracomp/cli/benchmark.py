@@ -78,14 +78,14 @@ def compose(
     from loracomp.evaluation.ledger import Ledger
     from loracomp.evaluation.roster import read_roster
     from loracomp.evaluation.ways import way
-    from loracomp.fusion import METHODS
+    from loracomp.fusion.gated import usable
     from loracomp.library import SHIPPED, open_accelerator
 
     names = read_names()
     roster = read_roster(adapters or SHIPPED, names)
     for name in method or ():
         way(name)
-    methods = tuple(method or METHODS)
+    methods = tuple(method or usable())
     if not all(1 <= count <= 1000 for count in steps or ()):
         raise UsageError("--steps is outside 1 … 1000")
     fast = open_accelerator(accelerator, "glyph") if accelerator else None

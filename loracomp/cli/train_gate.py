@@ -40,6 +40,7 @@ def gate(
     solo: Annotated[float, typer.Option(help="Share of samples that ask for one adapter alone.")] = 0.25,
     scenes: Annotated[int, typer.Option(help="Pictures of several concepts to render.")] = 3000,
     every: Annotated[int, typer.Option(help="Steps between measurements on unseen concepts.")] = 500,
+    measured: Annotated[int, typer.Option(help="Samples times adapters of a measurement and N.")] = 384,
     seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
     artwork: Annotated[Path, typer.Option(help="Folder of icons.json.xz.")] = Path(".data"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -56,13 +57,11 @@ def gate(
 
     settings = Settings(
         _form(version, without or [], global_rank), steps, minutes, batch, lr, _counts(counts), solo, hinge,
-        margin, scenes=scenes, every=every, seed=seed,
+        margin, scenes=scenes, every=every, measured=measured, seed=seed,
     )  # fmt: skip
     pipe = open_base(base, dtype="fp32", device=device)
     with watching(as_json) as (report, stop):
-        found = train_gate(
-            adapters, out, settings, pipe=pipe, artwork=artwork, report=report, stop=stop
-        )
+        found = train_gate(adapters, out, settings, pipe=pipe, artwork=artwork, report=report, stop=stop)
     if as_json:
         emit_json(found)
         return

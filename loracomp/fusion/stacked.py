@@ -136,17 +136,22 @@ class StackedUpdate(nn.Module):
         return self._linear(x, y) if self.convolution is None else self._convolve(x, y)
 
     def _linear(self, x: Tensor, y: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        if self.gating is not None:
+            tokens = (hidden, y) if x.ndim == 3 else (hidden.unsqueeze(-2), y.unsqueeze(-2))
+            return y + self.gating.add(x, *tokens).reshape(y.shape).to(y.dtype)
+        if hidden.dtype != y.dtype:
+            return y + F.linear(hidden.to(self.up.dtype), self.up).to(y.dtype)
+        return torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), self.up.T).view(y.shape)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Gated hidden values of a linear layer, shape (…, C), for an input in the factors' dtype."""
         gate = self.gate if x.ndim == 2 else self.gate[:, None]
         hidden = F.linear(x, self.down) * gate
         if self.regions is not None and x.ndim == 3:
             region = self.regions.get(x.shape[1])
             hidden = hidden if region is None else hidden * region
-        if self.gating is not None:
-            tokens = (hidden, y) if x.ndim == 3 else (hidden.unsqueeze(-2), y.unsqueeze(-2))
-            return y + self.gating.add(*tokens).reshape(y.shape).to(y.dtype)
-        if hidden.dtype != y.dtype:
-            return y + F.linear(hidden.to(self.up.dtype), self.up).to(y.dtype)
-        return torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), self.up.T).view(y.shape)
+        return hidden
 
     def _convolve(self, x: Tensor, y: Tensor) -> Tensor:
         assert self.convolution is not None
@@ -155,7 +160,7 @@ class StackedUpdate(nn.Module):
             region = self.regions.get(hidden.shape[2] * hidden.shape[3])
             hidden = hidden if region is None else hidden * region.mT.unflatten(2, hidden.shape[2:])
         if self.gating is not None:
-            added = self.gating.add(hidden.flatten(2).mT, y.flatten(2).mT)
+            added = self.gating.add(x, hidden.flatten(2).mT, y.flatten(2).mT)
             return y + added.mT.reshape(y.shape).to(y.dtype)
         return y + F.conv2d(hidden, self.up).to(y.dtype)
 

@@ -96,7 +96,8 @@ class Attachment:
             return
         if weights.base != base_of(self.pipe):
             raise BaseMismatchError("the gate", weights.base, base_of(self.pipe))
-        self.hook.gating = Gating(weights, self.hook.scores.updates, len(self.adapters))
+        updates, denoiser = self.hook.scores.updates, denoiser_of(self.pipe)[1]
+        self.hook.gating = Gating(weights, updates, len(self.adapters), denoiser)
 
     def set_weights(self, weights: Sequence[float]) -> None:
         """Replaces the strengths alone, in every program; the quickest change there is."""

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from tiny import random_adapter, tiny_pipeline
 
 from loracomp.bases import modules
-from loracomp.fusion import METHODS
+from loracomp.fusion.gated import usable
 from loracomp.library import find
 from loracomp.lowrank import LowRank
 from loracomp.recipe import read_recipe
@@ -32,7 +32,7 @@ def pixels(path: Path) -> torch.Tensor:
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", usable())
 def test_two_adapters_make_one_image(loracomp: Run, tmp_path: Path, method: str) -> None:
     out = tmp_path / "a.png"
     both = ("--lora", "watermelon", "--lora", "mono:0.9", "--method", method)

@@ -108,10 +108,12 @@ def evaluated(
     for i, (first, end) in enumerate(spans):
         owner[first:end, i] = 1
     rows = torch.tensor(free, dtype=torch.float64)[None, None]
-    known = rule.numbers(hidden, rule.Grams.of(up, owner), rows)
+    down = torch.randn(hidden.shape[-1], 11, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    stack = rule.Stack.of(form, up, down, spans, owner)
+    hidden, rows = stack.extended(form, hidden, rows)
     phases = features(level, form.time).double() if form.time else None
     vectors = rule.Vectors.of(form, values.double(), phases)
-    return rule.update(form, vectors, y, hidden, up, spans, known, rows)
+    return rule.update(form, vectors, y, hidden, stack, rows)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -144,7 +146,9 @@ def test_one_adapter_is_itself_and_silence_counts_as_absence() -> None:
     silent[..., 2:] = 0
     assert relative(evaluated(form, values, 0.5, y, silent, up, spans, (1.0,) * 3), outputs[0]) < 1e-9
     published = FORMS["P"]
-    shrunk = evaluated(published, noisy(published, WIDTH), 0.5, y, hidden[..., :2], up[:, :2], [(0, 2)], (1.0,))
+    shrunk = evaluated(
+        published, noisy(published, WIDTH), 0.5, y, hidden[..., :2], up[:, :2], [(0, 2)], (1.0,)
+    )
     assert relative(shrunk, outputs[0]) > 0.05
 
 
@@ -226,6 +230,7 @@ def test_a_batch_of_methods_equals_single_images(tmp_path: Path) -> None:
     adapters, path = adapters_for(pipe), saved(pipe, Form.ours(), tmp_path / "gate")
     programs = [gated(path), Program("merge", (1.0, 0.5, 1.0)), Program("composite", (1.0, 1.0, 1.0))]
     prompts = ["an apple"] * 3
+
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(n) for n in range(3)]
 
@@ -279,3 +284,99 @@ def test_a_gate_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert (back.form, back.base, back.record) == (form, "glyph", {"subjects": ["x"]})
     assert torch.equal(back.layers["unet.a"], gate.layers["unet.a"])
     assert back.digest == gate.digest
+
+
+def test_the_global_adapter_is_the_best_approximation_of_the_sum() -> None:
+    form = Form.published("T")
+    generator = torch.Generator().manual_seed(4)
+    scales = torch.tensor([5.0, 3.0, *[0.3] * (sum(RANKS) - 2)], dtype=torch.float64)
+    up = torch.randn(WIDTH, sum(RANKS), generator=generator, dtype=torch.float64) * scales
+    down = torch.randn(sum(RANKS), 30, generator=generator, dtype=torch.float64)
+    x = torch.randn(1, TOKENS, 30, generator=generator, dtype=torch.float64)
+    owner = torch.zeros(sum(RANKS), 3, dtype=torch.float64)
+    spans = [(0, 2), (2, 7), (7, 10)]
+    for i, (first, end) in enumerate(spans):
+        owner[first:end, i] = 1
+    stack = rule.Stack.of(form, up, down, spans, owner)
+    hidden, free = stack.extended(form, x @ down.T, torch.ones(1, 1, 3, dtype=torch.float64))
+    first, end = stack.spans[-1]
+    u, s, v = torch.linalg.svd(up @ down)
+    best = u[:, :2] * s[:2] @ v[:2]
+    assert relative(hidden[..., first:end] @ stack.up[:, first:end].T, x @ best.T) < 1e-6
+    assert free.shape[-1] == 4
+    silent, _ = stack.extended(form, x @ down.T, torch.zeros(1, 1, 3, dtype=torch.float64))
+    assert float(silent[..., first:end].abs().max()) == 0
+
+
+@pytest.mark.parametrize("kind", ["sd15", "flux"])
+@pytest.mark.parametrize("form", [Form.published("T"), Form.ours(global_rank=2, joint=True)])
+def test_the_global_adapter_on_the_engine(kind: str, form: Form, tmp_path: Path) -> None:
+    pipe = tiny_pipeline(kind)
+    adapters, path = adapters_for(pipe), saved(pipe, form, tmp_path / "gate")
+    with attach(pipe, adapters, gated(path)):
+        with_it = run(pipe)
+    rows = GateWeights.load(tmp_path / "gate")
+    GateWeights(replace(form, global_rank=0), rows.base, rows.layers).save(tmp_path / "less")
+    with attach(pipe, adapters, gated(str(tmp_path / "less"))):
+        assert relative(run(pipe), with_it) > 1e-4
+    with attach(pipe, adapters, replace(gated(path), weights=(0.0, 0.0, 0.0))):
+        silent = run(pipe)
+    assert relative(silent, run(pipe)) < 1e-6
+    if form.solo:
+        with attach(pipe, adapters[:1], "merge"):
+            alone = run(pipe)
+        with attach(pipe, adapters, replace(gated(path), weights=(1.0, 0.0, 0.0))):
+            assert relative(run(pipe), alone) < 1e-5
+
+
+def test_joined_statistics_are_those_of_the_fused_layer() -> None:
+    """Split projections with joint statistics against one layer that holds all their channels."""
+    from loracomp.fusion.gated.live import Gating
+    from loracomp.fusion.stacked import StackedUpdate
+    from loracomp.lowrank import LowRank
+
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    form, width, inputs = Form.published("P", joint=True), 6, 5
+    split, fused = torch.nn.ModuleDict(), torch.nn.Linear(inputs, 3 * width, dtype=torch.float64)
+    names = ("to_q", "to_k", "to_v")
+    for i, name in enumerate(names):
+        split[name] = torch.nn.Linear(inputs, width, dtype=torch.float64)
+        split[name].load_state_dict(
+            {key: value[i * width : (i + 1) * width] for key, value in fused.state_dict().items()}
+        )
+    # The second adapter leaves to_v alone, and no adapter of the fused layer knows of parts.
+    parts = {name: [LowRank(normal(2, inputs), normal(width, 2)) for _ in range(2)] for name in names}
+    updates: dict[str, StackedUpdate] = {}
+    ups = [torch.zeros(3 * width, 6).double() for _ in range(2)]
+    downs: list[list[Tensor]] = [[], []]
+    for i, name in enumerate(names):
+        layers = [(n, parts[name][n]) for n in range(2) if (name, n) != ("to_v", 1)]
+        updates[f"unet.a.{name}"] = StackedUpdate(layers, split[name])
+        for n, layer in layers:
+            ups[n][i * width : (i + 1) * width, 2 * i : 2 * i + 2] = layer.up
+        for n in range(2):
+            downs[n].append(parts[name][n].down)
+    whole = [(n, LowRank(torch.cat(downs[n]), ups[n])) for n in range(2)]
+    one = StackedUpdate(whole, fused)
+    values = noisy(form, 3 * width)
+    rows = {f"unet.a.{name}": part for name, part in zip(names, values.split(width, 1), strict=True)}
+    holder = torch.nn.ModuleDict({"a": split})
+    first = Gating(GateWeights(form, "x", rows), updates, 2, holder)
+    single = GateWeights(replace(form, joint=False), "x", {"unet.b": values})
+    second = Gating(single, {"unet.b": one}, 2, torch.nn.ModuleDict({"b": fused}))
+    for update in (*updates.values(), one):
+        update.gate = update.scale.double()[None]
+    x = normal(2, 4, inputs)
+    free = torch.ones(1, 2, dtype=torch.float64)
+    first.show(0.5, free)
+    second.show(0.5, free)
+    with torch.no_grad():
+        ours = torch.cat([split[name](x) for name in names], dim=-1)
+        assert relative(ours, fused(x)) < 1e-6
+        for gating in first.layers.values():
+            gating.joint = None
+        assert relative(torch.cat([split[name](x) for name in names], dim=-1), fused(x)) > 1e-3

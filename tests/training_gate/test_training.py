@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -61,7 +62,9 @@ def test_the_trainer_computes_what_the_engine_does(kind: str, form: Form, tmp_pa
     bench = Bench(denoiser_of(pipe)[0], adapters, layers_of(pipe), form)
     vectors = GateVectors(form, bench.widths, 0)
     with torch.no_grad():
-        vectors.values.add_(0.3 * torch.randn(vectors.values.shape, generator=torch.Generator().manual_seed(2)))
+        vectors.values.add_(
+            0.3 * torch.randn(vectors.values.shape, generator=torch.Generator().manual_seed(2))
+        )
     objective = Objective(pipe, pictures(side=16), bench, vectors)
     chosen, times = torch.tensor([[3, 0, 2]]), torch.tensor([400.0])
     noisy = torch.randn(1, 4, 16, 16)
@@ -88,12 +91,18 @@ def test_the_trainer_computes_what_the_engine_does(kind: str, form: Form, tmp_pa
 
 
 def run_of(pipe: Any, out: Path, **changes: Any) -> tuple[Run, Bench]:
-    settings = Settings(**{"steps": 12, "minutes": 5, "batch": 6, "lr": 0.02, "every": 6, **changes})
+    settings = Settings(
+        **{"steps": 12, "minutes": 5, "batch": 6, "lr": 0.02, "every": 9, "measured": 24, **changes}
+    )
     bench = Bench("unet", adapters_of(pipe), layers_of(pipe), settings.form)
     vectors = GateVectors(settings.form, bench.widths, settings.seed)
     side = Side(Draws(pictures(), PLACES, settings), Objective(pipe, pictures(), bench, vectors))
     gate = GateWeights(settings.form, base_of(pipe), {}, {})
     return Run(settings, vectors, side, side, out, gate, lambda event: None, lambda: False), bench
+
+
+def _reached(run: Run, step: int) -> bool:
+    return run.step == step
 
 
 def test_training_lowers_the_error_of_what_it_sees(pipe: Any, tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(pipe: Any, tmp_path: Pat
         for stop in [*stops, 0]:
             # The learning rate follows the steps, never the clock of a busy machine.
             run, bench = run_of(pipe, out, steps=6, minutes=9000)
-            run.stop = lambda stop=stop, run=run: run.step == stop
+            run.stop = partial(_reached, run, stop)
             try:
                 run.train()
             except InterruptedManyError:

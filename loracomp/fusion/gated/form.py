@@ -66,7 +66,7 @@ class Form:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Names of a layer's vectors, in the order in which they are stored; each has one number a channel."""
+        """Names of a layer's vectors, in the order in which they are stored; one number a channel each."""
         names = ["b", "v"]
         if self.base or self.cross:
             names += ["base_weight", "base_bias"]

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loracomp.fusion.gated import rule
 from loracomp.fusion.gated.form import Form, features
+from loracomp.fusion.gated.joint import Joint, groups
 from loracomp.fusion.gated.weights import GateWeights
 from loracomp.fusion.stacked import StackedUpdate
 
@@ -34,6 +35,7 @@ class LayerGating:
     Attributes:
         bias: b at the noise level of the step, shape (1, d); written from outside.
         scale: Factor of the other terms, shape (1, d), or None; written from outside.
+        joint: What it shares with other layers of one input, or None.
         watch: Collects the factors of each call, by adapter, while it is a list.
     """
 
@@ -43,31 +45,35 @@ class LayerGating:
         self.named = dict(zip(stage.form.rows, values, strict=True))
         self.bias = self.named["b"][None]
         self.scale: Tensor | None = None
+        self.joint: Joint | None = None
         self.watch: Watch | None = None
         self.bind(update)
 
     def bind(self, update: StackedUpdate) -> None:
         """Takes over the adapters that were written into the layer."""
-        self.spans = spans_of(update, self.adapters)
-        self.up = update.up.flatten(1)
+        spans = spans_of(update, self.adapters)
         owner = torch.zeros(update.capacity, self.adapters)
-        for i, (first, end) in enumerate(self.spans):
+        for i, (first, end) in enumerate(spans):
             owner[first:end, i] = 1
-        self.grams = rule.Grams.of(self.up, owner.to(self.up.device))
+        up, down = update.up.flatten(1), update.down.flatten(1)
+        down = down * update.scale.to(down.device, down.dtype)[:, None]
+        self.stack = rule.Stack.of(self.stage.form, up, down, spans, owner.to(up.device))
 
-    def add(self, hidden: Tensor, y: Tensor) -> Tensor:
+    def add(self, x: Tensor, hidden: Tensor, y: Tensor) -> Tensor:
         """What the layer adds to its output, shape (rows, tokens, d).
 
         Args:
+            x: The layer's input.
             hidden: Gated hidden values, shape (rows, tokens, C).
             y: The module's own output, shape (rows, tokens, d).
         """
         free = self.stage.free[:, None]
-        vectors = rule.Vectors(self.named, self.bias, self.scale)
-        known = rule.numbers(hidden, self.grams, free)
+        form, vectors = self.stage.form, rule.Vectors(self.named, self.bias, self.scale)
+        known, moments = self.joint.at(x, free) if self.joint else (None, None)
+        hidden, free = self.stack.extended(form, hidden, free)
         seen: list[Tensor] | None = None if self.watch is None else []
         result = rule.update(
-            self.stage.form, vectors, y.to(hidden.dtype), hidden, self.up, self.spans, known, free, watch=seen
+            form, vectors, y.to(hidden.dtype), hidden, self.stack, free, known, moments, seen
         )
         if self.watch is not None and seen is not None:
             self.watch.append(tuple(seen))
@@ -90,9 +96,16 @@ class Gating:
         weights: The gate; layers that it does not know stay plain sums.
         updates: The denoiser's stacked layers by path.
         adapters: Number of adapters.
+        denoiser: The denoiser, for statistics over several of its layers.
     """
 
-    def __init__(self, weights: GateWeights, updates: Mapping[str, StackedUpdate], adapters: int) -> None:
+    def __init__(
+        self,
+        weights: GateWeights,
+        updates: Mapping[str, StackedUpdate],
+        adapters: int,
+        denoiser: nn.Module,
+    ) -> None:
         self.weights, self.form = weights, weights.form
         self.stage = Stage(weights.form)
         self.updates = {path: update for path, update in updates.items() if path in weights.layers}
@@ -101,7 +114,24 @@ class Gating:
             layer = LayerGating(self.stage, update, weights.layers[path], adapters)
             self.layers[path] = vars(update)["gating"] = layer
         self._level: float | None = None
+        self._joints: list[Joint] = []
         self._lay_out()
+        if self.form.joint:
+            self._join(denoiser)
+
+    def _join(self, denoiser: nn.Module) -> None:
+        """Gives layers of one input their common statistics."""
+        name = next(iter(self.layers), "").partition(".")[0]
+        linear = {f"{name}.{p}": m for p, m in denoiser.named_modules() if isinstance(m, nn.Linear)}
+        for paths in groups(linear).values():
+            there = [path for path in paths if path in self.layers]
+            if not there:
+                continue
+            members = [(self.updates[path], self.layers[path].stack) for path in there]
+            joint = Joint(self.form, [linear[path] for path in paths], members)
+            self._joints.append(joint)
+            for path in there:
+                self.layers[path].joint = joint
 
     def _lay_out(self) -> None:
         """All layers' biases and scales side by side, so that a step is two products and two copies."""
@@ -127,6 +157,8 @@ class Gating:
             free: Shape (rows or 1, adapters).
         """
         self.stage.free = free
+        for joint in self._joints:
+            joint.forget()
         if not self.form.time or level == self._level or not self.layers:
             return
         phases = features(level, self.form.time).to(self._films)

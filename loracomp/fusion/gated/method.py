@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from loracomp.errors import UsageError
-from loracomp.fusion.gated.weights import GateWeights, open_gate
+from loracomp.fusion.gated.weights import GateWeights, open_gate, shipped
 from loracomp.fusion.program import METHODS, GateTable, Program
 
 NAME = "gated"
@@ -59,6 +59,13 @@ def chosen(programs: Sequence[Program]) -> GateWeights | None:
     if len(amounts.unique(dim=0)) > 1 and any(program.cache for program in programs):
         raise UsageError("gated beside other methods in a batch with a feature cache; leave the cache out")
     return open_gate(sources.pop())
+
+
+def usable(base: str = "glyph") -> tuple[str, ...]:
+    """The methods that run on a base as it is installed: ``gated`` where a trained gate ships for it."""
+    path = shipped()
+    trained = path.is_file() and open_gate("").base == base
+    return tuple(name for name in METHODS if trained or name != NAME)
 
 
 def freedom(programs: Sequence[Program]) -> Tensor:

@@ -9,8 +9,8 @@ with vectors shared by all adapters, so that one gate serves any number of any a
 and a scale of the logits by noise level, ρᵢ (share of the energy that is others') and κᵢ (cosine with the
 others' sum), and fades to 1 as ρᵢ goes to 0: the factor is 1 + ρᵢ / (ρᵢ + δ) · (2 v ⊙ gᵢ - 1).
 
-Everything about an output but the output itself comes from rank space: its mean over channels is hᵢ · (mean of
-Bᵢ's rows), its second moment hᵢᵀ (BᵢᵀBᵢ / d) hᵢ. Outputs are formed one adapter at a time.
+Everything about an output but the output itself comes from rank space: its mean over channels is
+hᵢ · (mean of Bᵢ's rows), its second moment hᵢᵀ (BᵢᵀBᵢ / d) hᵢ. Outputs are formed one adapter at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loracomp.fusion.gated.form import Form
+from loracomp.fusion.gated.summary import directions
 
 EPSILON = 1e-5
 """Of both layer norms, as published."""
@@ -72,6 +73,65 @@ class Numbers:
     rstd: Tensor
     share: Tensor
     cosine: Tensor
+
+
+@dataclass(frozen=True)
+class Stack:
+    """All adapters of a layer.
+
+    Attributes:
+        up: Up factors, shape (…, d, C).
+        spans: Each adapter's ranks.
+        grams: Inner products of the up factors.
+        mix: What makes the hidden values of a global adapter of the others', shape (…, ranks, its rank); it
+            is the last of :attr:`spans` then. None where there is no global adapter.
+    """
+
+    up: Tensor
+    spans: Spans
+    grams: Grams
+    mix: Tensor | None = None
+
+    @classmethod
+    def of(cls, form: Form, up: Tensor, down: Tensor, spans: Spans, owner: Tensor) -> Stack:
+        """From the factors of all adapters, with the global one that the form asks for.
+
+        Args:
+            form: Which terms there are.
+            up: Up factors, shape (…, d, C).
+            down: Down factors, shape (…, C, inputs), with the scale of each rank unless it is in ``up``.
+            spans: Each adapter's ranks.
+            owner: One-hot, shape (C, adapters).
+        """
+        grams = Grams.of(up, owner)
+        if not form.global_rank:
+            return cls(up, spans, grams)
+        exact = down.to(grams.sums.dtype)
+        z = directions(grams.whole, exact @ exact.mT, form.global_rank)
+        rank, count = z.shape[-2], z.shape[-1]
+        whole = torch.cat([up, (up.to(z.dtype) @ z).to(up.dtype)], dim=-1)
+        owners = torch.block_diag(grams.owner, torch.ones(count, 1).to(grams.owner))
+        return cls(whole, [*spans, (rank, rank + count)], Grams.of(whole, owners), grams.whole @ z)
+
+    def extended(self, form: Form, hidden: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden values and freedom with those of the global adapter, if there is one.
+
+        It is made of what is gated, and where the gate fades for one adapter alone, so does it.
+        """
+        if self.mix is None:
+            return hidden, free
+        ranks = hidden.shape[-1]
+        owner = self.grams.owner[:ranks, :-1]
+        present = (free != 0).to(owner) @ owner.mT
+        extra = (hidden.to(self.mix.dtype) * present) @ self.mix
+        if form.solo:
+            whole, sums = self.grams.whole[..., :ranks, :ranks], self.grams.sums[..., :ranks]
+            grams = Grams(whole, sums, owner, self.grams.width)
+            own = 1 - numbers(hidden, grams, free).share
+            spread = (1 - own.square().sum(-1, keepdim=True)).clamp_min(0)
+            extra = extra * spread / (spread + FADE)
+        most = free.amax(-1, keepdim=True)
+        return torch.cat([hidden, extra.to(hidden.dtype)], dim=-1), torch.cat([free, most], dim=-1)
 
 
 def numbers(hidden: Tensor, grams: Grams, free: Tensor) -> Numbers:
@@ -171,10 +231,9 @@ def update(
     vectors: Vectors,
     y: Tensor,
     hidden: Tensor,
-    up: Tensor,
-    spans: Spans,
-    of: Numbers,
+    stack: Stack,
     free: Tensor,
+    known: Numbers | None = None,
     moments: tuple[Tensor, Tensor] | None = None,
     watch: list[Tensor] | None = None,
 ) -> Tensor:
@@ -184,25 +243,30 @@ def update(
         form: Which terms there are.
         vectors: The layer's gate.
         y: The layer's own output, shape (…, tokens, d).
-        hidden: h of all ranks, shape (…, tokens, C).
-        up: Up factors, shape (…, d, C).
-        spans: Each adapter's ranks; empty spans are skipped.
-        of: From :func:`numbers`.
+        hidden: h of all ranks, shape (…, tokens, C), of the global adapter too where there is one.
+        stack: The adapters.
         free: f, how far each adapter is gated, 0 for not at all; broadcasts to (…, tokens, adapters).
+        known: From :func:`numbers`; computed where left out.
         moments: See :func:`normalized`.
         watch: Collects factors (…, tokens, d), ones where an adapter has no ranks here.
     """
+    known = known or numbers(hidden, stack.grams, free)
     named, base = vectors.named, None
     if form.base or form.cross:
         base = normalized(y, moments) * named["base_weight"] + named["base_bias"]
     total: Tensor | None = None
-    for i, (first, end) in enumerate(spans):
+    for i, (first, end) in enumerate(stack.spans):
         if first == end:
             if watch is not None:
                 watch.append(torch.ones_like(y))
             continue
-        own = hidden[..., first:end] @ up[..., first:end].mT
-        held = 1 + free[..., i, None].to(own.dtype) * (factor(form, vectors, base, own, of, i) - 1)
+        own = hidden[..., first:end] @ stack.up[..., first:end].mT
+        gate = factor(form, vectors, base, own, known, i)
+        share = free[..., i, None].to(own.dtype)
+        held = 1 + share * (gate - 1)
+        if stack.mix is not None and i == len(stack.spans) - 1:
+            # The global adapter is extra: nothing where the gate is off, or where ours begins.
+            held = share * (gate - 1) if form.solo else share * gate
         total = own * held if total is None else total + own * held
         if watch is not None:
             watch.append(held)

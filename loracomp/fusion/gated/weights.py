@@ -102,6 +102,11 @@ class GateWeights:
             raise FormatError(f"{path}: not a gate that loracomp trained ({error})") from None
 
 
+def shipped() -> Path:
+    """Where the gate lies that comes with the package."""
+    return Path(str(files("loracomp"))) / SHIPPED
+
+
 def open_gate(source: str) -> GateWeights:
     """The gate in a file, or the shipped one for an empty ``source``.
 
@@ -112,11 +117,11 @@ def open_gate(source: str) -> GateWeights:
     if source:
         path = Path(source).expanduser()
         return _opened(path, path.stat().st_mtime_ns if path.is_file() else 0)
-    path = Path(str(files("loracomp"))) / SHIPPED
+    path = shipped()
     if not path.is_file():
         raise ResourceError(
-            "the trained gate is not installed (loracomp/assets/gate/gate.safetensors); reinstall loracomp, or "
-            "train one with `loracomp train gate` and give it with --option gate=FILE"
+            f"{path}: the trained gate is missing; reinstall loracomp, or train one with "
+            "`loracomp train gate` and give it with --option gate=FILE"
         )
     return _opened(path, 0)
 

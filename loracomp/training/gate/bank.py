@@ -70,16 +70,17 @@ class Site:
         if turn.gates is None:
             added = hidden @ up.mT
         else:
-            added = self._gated(self.bench.form, turn.gates[self.path], tokens, hidden, up)
+            added = self._gated(turn.gates[self.path], tokens, hidden, up, self.downs[turn.chosen])
         return y + (added.mT.reshape(y.shape) if self.kernel else added)
 
-    def _gated(self, form: Form, vectors: rule.Vectors, y: Tensor, hidden: Tensor, up: Tensor) -> Tensor:
+    def _gated(self, vectors: rule.Vectors, y: Tensor, hidden: Tensor, up: Tensor, downs: Tensor) -> Tensor:
         count = hidden.shape[-1] // self.rank
         spans = [(i * self.rank, (i + 1) * self.rank) for i in range(count)]
-        owner = torch.eye(count, device=up.device).repeat_interleave(self.rank, dim=0)
-        free = torch.ones(1, 1, count, device=up.device)
-        known = rule.numbers(hidden, rule.Grams.of(up, owner), free)
-        return rule.update(form, vectors, y, hidden, up, spans, known, free)
+        owner, free = self.bench.constants(count, up.device)
+        form, down = self.bench.form, downs.transpose(2, 3).flatten(3).flatten(1, 2)
+        stack = rule.Stack.of(form, up, down, spans, owner)
+        hidden, free = stack.extended(form, hidden, free)
+        return rule.update(form, vectors, y, hidden, stack, free)
 
     def _hidden(self, x: Tensor, chosen: Tensor) -> Tensor:
         """Hidden values of all ranks, shape (S, tokens, N · r)."""
@@ -100,8 +101,7 @@ class Bench:
     """All sites of a denoiser; takes them off at the end of the context.
 
     Args:
-        model: The denoiser.
-        name: Its name, with which paths begin.
+        name: The denoiser's name, with which paths begin.
         adapters: All adapters.
         layers: The pipeline's layers by path.
         form: The gate's form.
@@ -110,15 +110,23 @@ class Bench:
     def __init__(
         self, name: str, adapters: Sequence[Adapter], layers: Mapping[str, nn.Module], form: Form
     ) -> None:
-        self.form, self.turn = form, None
-        self.turn: Turn | None
+        self.form = form
+        self.turn: Turn | None = None
+        self._constants: dict[int, tuple[Tensor, Tensor]] = {}
         paths = dict.fromkeys(path for adapter in adapters for path in adapter.layers)
-        rank = max(layer.rank for adapter in adapters for layer in adapter.layers.values())
+        self.rank = max(layer.rank for adapter in adapters for layer in adapter.layers.values())
         self.sites = {
-            path: Site(path, layers[path], adapters, rank, self)
+            path: Site(path, layers[path], adapters, self.rank, self)
             for path in sorted(paths)
             if path.startswith(f"{name}.")
         }
+
+    def constants(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Owners of the ranks of ``count`` adapters, one-hot, and ones for each: the same in all layers."""
+        if count not in self._constants:
+            owner = torch.eye(count, device=device).repeat_interleave(self.rank, dim=0)
+            self._constants[count] = (owner, torch.ones(1, 1, count, device=device))
+        return self._constants[count]
 
     @property
     def widths(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ class Batch:
         picture: Which picture is diffused, shape (S,).
         words: Which caption is said, shape (S,); the caption behind the last one is empty.
         kind: :data:`WHOLE`, :data:`SOLO` or :data:`OTHER`, shape (S,).
-        asked: Place among the sample's adapters of the one that the picture is of; for kinds other than whole.
+        asked: Place among the sample's adapters of the first one that the picture is of, shape (S,).
     """
 
     chosen: Tensor
@@ -45,9 +45,7 @@ class Draws:
         settings: Shares of the kinds.
     """
 
-    def __init__(
-        self, pictures: Pictures, adapters: Mapping[str, Sequence[int]], settings: Settings
-    ) -> None:
+    def __init__(self, pictures: Pictures, adapters: Mapping[str, Sequence[int]], settings: Settings) -> None:
         self.pictures, self.settings = pictures, settings
         self.adapters = {name: list(rows) for name, rows in adapters.items()}
         self.concepts = sorted(self.adapters)

@@ -44,8 +44,7 @@ def check(record: Mapping[str, Any]) -> None:
 def _apart(kind: str, trained: Iterable[str], asked: Iterable[str]) -> None:
     if both := sorted(set(trained) & set(asked)):
         raise TrainingError(
-            f"a gate trained on the {kind} {both[0]}, which GlyphBench asks for; "
-            "train on a corpus without it"
+            f"a gate trained on the {kind} {both[0]}, which GlyphBench asks for; train on a corpus without it"
         )
 
 

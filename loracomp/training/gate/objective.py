@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,6 @@ class GateVectors(nn.Module):
         }
 
 
-
-
 class Objective:
     """Losses of batches.
 
@@ -72,14 +70,17 @@ class Objective:
     """
 
     def __init__(self, pipe: Any, pictures: Pictures, bench: Bench, vectors: GateVectors) -> None:
-        self.model: Any = denoiser_of(pipe)[1]
-        self.device, self.dtype = torch.device(pipe.device), self.model.dtype
+        self.model = cast(Any, denoiser_of(pipe)[1])
+        self.device = torch.device(pipe.device)
+        self.dtype: torch.dtype = self.model.dtype
         self.wiring, self.prediction = wiring_of(pipe), prediction_of(pipe)
         self.bench, self.vectors = bench, vectors
         self.latents = pictures.latents.to(self.device)
         self.words, table = _distinct(pictures)
         with torch.no_grad():
-            found = [encode_captions(pipe, table[i : i + 256], self.device) for i in range(0, len(table), 256)]
+            found = [
+                encode_captions(pipe, table[i : i + 256], self.device) for i in range(0, len(table), 256)
+            ]
         self.states = {name: torch.cat([part[name] for part in found]).to(self.dtype) for name in found[0]}
         scheduler = pipe.scheduler
         self.levels = int(scheduler.config.num_train_timesteps)

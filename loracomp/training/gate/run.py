@@ -27,9 +27,6 @@ from loracomp.training.loop import Report
 SAVE_SECONDS = 60.0
 TOLD_SECONDS = 5.0
 WARM_UP = 50
-HELD_OUT_BATCH = 96
-"""Samples times adapters of each batch that is measured on unseen concepts."""
-HELD_OUT_BATCHES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +66,7 @@ class Run:
         fused = values.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW([values], lr=self.settings.lr, weight_decay=0.0, fused=fused)
         self.average = values.detach().clone()
-        self.step, self.seconds = state.restore(
-            self.out, self.settings, values, self.average, self.optimizer
-        )
+        self.step, self.seconds = state.restore(self.out, self.settings, values, self.average, self.optimizer)
 
     def train(self) -> dict[str, Any]:
         """Trains to the end of steps or minutes; a summary."""
@@ -113,7 +108,13 @@ class Run:
     def save(self) -> None:
         """Writes the state, and the gate as it is."""
         state.write(
-            self.out, self.settings, self.step, self.seconds, self.vectors.values, self.average, self.optimizer
+            self.out,
+            self.settings,
+            self.step,
+            self.seconds,
+            self.vectors.values,
+            self.average,
+            self.optimizer,
         )
         with self._averaged():
             self._gate().save(self.out, steps=self.step, seconds=round(self.seconds, 1))
@@ -121,13 +122,13 @@ class Run:
     def _one(self, batch: Batch, noise: Noise) -> torch.Tensor:
         """One optimizer step; the errors of its samples."""
         share = max(self.step / self.settings.steps, self.seconds / (60 * self.settings.minutes))
-        rate = self.settings.lr * min(1.0, (self.step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * share))
-        self.optimizer.param_groups[0]["lr"] = rate
-        loss, errors = self.learning.objective.loss(
-            batch, noise, self.settings.hinge, self.settings.margin
+        rate = (
+            self.settings.lr * min(1.0, (self.step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * share))
         )
+        self.optimizer.param_groups[0]["lr"] = rate
+        loss, errors = self.learning.objective.loss(batch, noise, self.settings.hinge, self.settings.margin)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([self.vectors.values], 1.0)
         self.optimizer.step()
         decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
@@ -153,9 +154,10 @@ class Run:
         with self._averaged():
             for count in side.draws.counts():
                 rng = Random(f"held out {count}")
-                size = max(1, HELD_OUT_BATCH // count)
+                parts = -(-self.settings.measured // max(self.settings.batch, count))
+                size = max(1, self.settings.measured // (count * parts))
                 sums = torch.zeros(2, dtype=torch.float64)
-                for number in range(HELD_OUT_BATCHES):
+                for number in range(parts):
                     batch = side.draws.batch(count, size, rng)
                     noise = _noise(side.objective, size, 10**9 + 100 * count + number)
                     kept = (batch.kind == WHOLE) if count > 1 else torch.ones(size, dtype=torch.bool)
@@ -176,7 +178,9 @@ class Run:
         means = {name: sum(values) / len(values) for name, values in recent.items()}
         text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
         pace = self.step / max(self.seconds, 1e-9)
-        told = f"step {self.step}, {self.seconds:.0f} s, {pace:.2f} steps/s, N {batch.chosen.shape[1]}: {text}"
+        told = (
+            f"step {self.step}, {self.seconds:.0f} s, {pace:.2f} steps/s, N {batch.chosen.shape[1]}: {text}"
+        )
         self.report({"event": "note", "text": told})
 
     @contextmanager
@@ -205,4 +209,6 @@ def _noise(objective: Objective, size: int, seed: int) -> Noise:
 
 
 def _short(found: Mapping[str, Mapping[str, float]]) -> str:
-    return ", ".join(f"N={count} {100 - row['less']:.2f} % of the sum's error" for count, row in found.items())
+    return ", ".join(
+        f"N={count} {100 - row['less']:.2f} % of the sum's error" for count, row in found.items()
+    )

@@ -26,6 +26,7 @@ class Settings:
         average: Decay of the running average of the gate that is saved.
         scenes: Pictures of several concepts to render.
         every: Steps between measurements on unseen concepts.
+        measured: Samples times adapters of each measurement and N.
         seed: Decides everything that is drawn.
     """
 
@@ -42,13 +43,14 @@ class Settings:
     average: float = 0.998
     scenes: int = 3000
     every: int = 500
+    measured: int = 384
     seed: int = 0
 
     def __post_init__(self) -> None:
         limits = {
             "steps": (1, 10**7), "minutes": (0.01, 10**4), "batch": (1, 10**5), "lr": (1e-8, 1.0),
             "solo": (0, 1), "hinge": (0, 100), "margin": (0, 100), "empty": (0, 1), "average": (0, 1),
-            "scenes": (1, 10**6), "every": (1, 10**7),
+            "scenes": (1, 10**6), "every": (1, 10**7), "measured": (1, 10**6),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:

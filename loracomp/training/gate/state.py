@@ -85,6 +85,6 @@ def discard(out: Path) -> None:
 def _told(settings: Settings) -> str:
     """What must be the same for a run to go on; it may be given more time."""
     parts = asdict(settings)
-    for name in ("minutes", "steps", "every"):
+    for name in ("minutes", "steps", "every", "measured"):
         del parts[name]
     return json.dumps(parts, sort_keys=True)

@@ -154,7 +154,7 @@ def null_report(calibration: Calibration, keys: int = 200, bits: int = 32) -> li
 
 def merge_cases(studio: Studio, others: Sequence[Adapter]) -> list[Case]:
     """Merging with other adapters by every offline method, and composing by every live one."""
-    from loracomp.fusion import METHODS
+    from loracomp.fusion.gated import usable
     from loracomp.fusion.offline import MERGES, merge
 
     if not others:
@@ -167,7 +167,7 @@ def merge_cases(studio: Studio, others: Sequence[Adapter]) -> list[Case]:
         return lambda adapter: studio.draw([adapter, *others], method)
 
     merged = function_cases("merge", {name: offline(name) for name in MERGES})
-    return merged + function_cases("live", {name: live(name) for name in METHODS})
+    return merged + function_cases("live", {name: live(name) for name in usable()})
 
 
 def crowd_cases(studio: Studio, others: Sequence[Adapter]) -> list[Case]:
