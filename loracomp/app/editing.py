@@ -147,7 +147,8 @@ class Editing:
                 f"{report['file']}: {count} tensors have no place or are damaged; see the report"
             )
         stem = request.name or Path(report["file"]).stem
-        target = self._library.new_file("".join(c if c.isalnum() or c in "-_. " else "-" for c in stem))
+        plain = "".join(c if c.isalnum() or c in "-_. " else "-" for c in stem).strip("-_. ")
+        target = self._library.new_file(plain or "adapter")
         part = target.with_name(f".{target.name}.part")
         shutil.copyfile(self._uploads.path(request.upload, user, "adapter"), part)
         part.replace(target)

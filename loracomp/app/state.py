@@ -74,6 +74,7 @@ class App:
             settings, self.jobs, self.library, self.datasets, self.history, self.uploads, keyring
         )
         self.drawing = DrawingJobs(settings, self.library, self.history, self.engine)
+        self._looked = 0.0
         self.workers = Workers(
             self.jobs,
             {
@@ -162,9 +163,9 @@ class App:
 
     def refresh(self) -> None:
         """Queues a look through the library's folders, unless the last one was a moment ago."""
-        status = self.library
-        if status.scanning is None and time.time() - status.scanned > _RESCAN_S:
-            status.scanned = time.time()
+        now = time.time()
+        if self.library.scanning is None and now - max(self._looked, self.library.scanned) > _RESCAN_S:
+            self._looked = now
             self.jobs.submit("scan", {}, SYSTEM, "look through the library")
 
     def _begin(self) -> None:
