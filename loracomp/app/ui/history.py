@@ -113,10 +113,12 @@ class History:
         self.detail.click(act, outputs=outputs, trigger_mode="multiple", **QUIET).then(**self.shown())
 
         @telling(len(outputs))
-        def drop(path: str | None) -> tuple[Any, ...]:
+        def drop(path: str | None, request: gr.Request) -> tuple[Any, ...]:
             if not path:
                 return tuple(_skips(len(outputs)))
-            return self._fill(self.app.history.restore_file(Path(path)))
+            user = user_of(request)
+            sent = self.app.uploads.take(Path(path), "picture", user)
+            return self._fill(self.app.restore_upload(sent.id, user))
 
         self.dropped.upload(drop, self.dropped, outputs, **QUIET)
         self._connect_recipes(outputs)

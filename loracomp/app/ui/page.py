@@ -11,8 +11,12 @@ from loracomp.app.ui.compare import Compare
 from loracomp.app.ui.finding import ANY
 from loracomp.app.ui.form import OWN
 from loracomp.app.ui.history import History
+from loracomp.app.ui.library import Library
 from loracomp.app.ui.markup import Markup, node
 from loracomp.app.ui.panel import plain
+from loracomp.app.ui.train import Train
+from loracomp.app.ui.watermark import Watermark
+from loracomp.bases import BASES
 
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 _STILL = "Loading the model{}; you can look around and queue pictures already"
@@ -30,6 +34,12 @@ def page(app: Any) -> Any:
                 Compare(app, made, tabs)
             with gr.Tab("History", id="history") as history_tab:
                 history = History(app, made, tabs)
+            with gr.Tab("Train", id="train") as train_tab:
+                train = Train(app, side(app))
+            with gr.Tab("Watermark", id="watermark") as mark_tab:
+                watermark = Watermark(app, tabs)
+            with gr.Tab("Library", id="library") as library_tab:
+                library = Library(app)
             with gr.Tab("Jobs", id="jobs") as jobs_tab:
                 jobs = queue.Queue(app)
         drawn = finding.connect(app, made)
@@ -38,9 +48,18 @@ def page(app: Any) -> Any:
         _clock(app, clock, state, made, drawn)
         blocks.load(**drawn)
         history_tab.select(**history.shown())
+        train_tab.select(**train.shown())
+        mark_tab.select(**watermark.shown())
+        library_tab.select(**library.shown())
         jobs_tab.select(**jobs.shown())
         jobs.run_while_chosen(tabs)
     return blocks.queue(default_concurrency_limit=16)
+
+
+def side(app: Any) -> int:
+    """Side of the base's images in pixels, as far as its name tells."""
+    row = BASES.get(str(app.settings.base))
+    return row.resolution if row else 1
 
 
 def head(state: dict[str, Any]) -> Markup:

@@ -21,6 +21,8 @@ KINDS = {
     "scan": "library",
     "train": "training",
     "mark": "watermark",
+    "convert": "conversion",
+    "doctor": "examination",
 }
 SECONDS = 1.5
 

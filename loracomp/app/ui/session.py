@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loracomp.app.refusals import public
 from loracomp.app.requests import GenerateRequest
 from loracomp.app.settings import LOCAL
 from loracomp.app.ui.markup import Markup, notice
 from loracomp.errors import LoracompError, UsageError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 log = logging.getLogger("loracomp.app")
 
@@ -21,22 +24,34 @@ def user_of(request: Any) -> str:
     return getattr(request, "username", None) or LOCAL
 
 
+T = TypeVar("T", bound="BaseModel")
+
+
 def asked(values: dict[str, Any]) -> GenerateRequest:
     """The request of the form, checked; raises :class:`UsageError` that names the field."""
+    return checked_request(GenerateRequest, values)
+
+
+def checked_request(kind: type[T], values: dict[str, Any], hints: Mapping[str, str] | None = None) -> T:
+    """A request of some kind, checked.
+
+    Args:
+        kind: Its class.
+        values: Its fields.
+        hints: By field, what to say instead of pydantic's words.
+
+    Raises:
+        UsageError: The first thing that is wrong, in a line.
+    """
     from pydantic import ValidationError
 
     try:
-        return GenerateRequest.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise mistaken(error) from None
-
-
-def mistaken(error: Any) -> UsageError:
-    """The first thing that pydantic found wrong, in a line."""
-    first = error.errors()[0]
-    where = " ".join(str(part) for part in first["loc"])
-    words = str(first["msg"]).removeprefix("Value error, ")
-    return UsageError(f"{where}: {words}" if where else words)
+        first = error.errors()[0]
+        where = " ".join(str(part) for part in first["loc"])
+        words = (hints or {}).get(where) or str(first["msg"]).removeprefix("Value error, ")
+        raise UsageError(words if not where or where in (hints or {}) else f"{where}: {words}") from None
 
 
 def told(error: BaseException) -> Markup:

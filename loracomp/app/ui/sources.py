@@ -22,3 +22,13 @@ def image(id_: str) -> str:
 def small(id_: str) -> str:
     """Its thumbnail."""
     return f"{API}/history/{quote(id_, safe='')}/thumbnail"
+
+
+def data_picture(data: str, picture: str) -> str:
+    """The small picture of a training picture."""
+    return f"{API}/datasets/{quote(data, safe='')}/pictures/{quote(picture, safe='')}/thumbnail"
+
+
+def sample(job: str, name: str) -> str:
+    """What an unfinished run draws, or the sheet of a finished one."""
+    return f"{API}/jobs/{quote(job, safe='')}/samples/{quote(name, safe='')}"

@@ -57,6 +57,9 @@ def theme() -> Any:
         button_secondary_background_fill_dark="#2e2e34",
         button_secondary_border_color="#d4d4d8",
         button_secondary_border_color_dark="#4a4a52",
+        checkbox_background_color_selected="#0f766e",
+        checkbox_background_color_selected_dark="#0d9488",
+        checkbox_border_color_selected="#0f766e",
         link_text_color="#0f766e",
         link_text_color_dark="#5eead4",
     )

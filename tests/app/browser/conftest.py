@@ -1,0 +1,140 @@
+"""A running app and a headless Chromium before it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+PATIENCE_MS = 30_000
+
+
+class Server:
+    """``loracomp app`` in a process of its own.
+
+    Attributes:
+        folder: Holds its data, its library and its pictures.
+        address: Where it answers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.address = folder, ""
+        for name in ("library", "pictures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self._process: subprocess.Popen[str] | None = None
+        self._log: IO[str] | None = None
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        self._log = (self.folder / "log.txt").open("a")
+        command = [
+            sys.executable, "-m", "loracomp", "app", "--port", "0", "--data", str(self.folder / "data"),
+            "--library", str(self.folder / "library"), "--pictures", str(self.folder / "pictures"),
+        ]  # fmt: skip
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment, cwd=self.folder
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "http://" in line:
+                self.address = "http://" + line.split("http://", 1)[1].split()[0].rstrip("/")
+                break
+        until = time.monotonic() + PATIENCE_MS / 1000
+        while self._process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.address, timeout=10):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"the app did not start:\n{(self.folder / 'log.txt').read_text()}")
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Ends it; its training goes on."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+        if self._log is not None:
+            self._log.close()
+        self._process = self._log = None
+
+
+def chromium() -> str:
+    """The browser; where there is none, a skip that says so, and a failure in continuous integration."""
+    named = [os.environ["LORACOMP_CHROMIUM"]] if "LORACOMP_CHROMIUM" in os.environ else BROWSERS
+    found = next((path for name in named if (path := shutil.which(name))), None)
+    if found is None:
+        missing = "no Chromium here: apt-get install chromium, or set LORACOMP_CHROMIUM to its program"
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window."""
+    program = chromium()
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An app with a few training pictures, for all tests."""
+    made = Server(tmp_path_factory.mktemp("app"))
+    data = made.folder / "pictures" / "drawings"
+    data.mkdir()
+    for path in sorted((ROOT / "examples" / "styles" / "mono").iterdir())[:12]:
+        if path.is_file():
+            shutil.copyfile(path, data / path.name)
+    made.start()
+    yield made
+    made.stop()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def visit(browser: Any, server: Server) -> Iterator[Open]:
+    """Opens the page: ``visit(width=…, dark=…)``; complaints of the page's own scripts fail the test."""
+    contexts, complaints = [], []
+
+    def go(width: int = 1440, dark: bool = False) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.address)
+        page.locator("#shelf [data-act=pick]").first.wait_for()
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert not complaints
