@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from loracomp.adapter import Adapter
 from loracomp.errors import TrainingError, UsageError
 from loracomp.fusion import Program
 from loracomp.fusion.gated import Form, GateWeights
+from loracomp.lowrank import LowRank
 from loracomp.pipeline import attach, base_of, denoiser_of, detach, layers_of
 from loracomp.training.gate import state
 from loracomp.training.gate.bank import Bench, Turn
@@ -38,6 +40,18 @@ def adapters_of(pipe: Any, count: int = 4) -> list[Adapter]:
     ]
 
 
+def decaying(adapter: Adapter) -> Adapter:
+    """The adapter with directions of very different sizes, so that the strongest ones are clear."""
+
+    def changed(layer: LowRank, seed: int) -> LowRank:
+        sizes = 30.0 ** -torch.arange(layer.rank) * (1 + 0.3 * seed)
+        return replace(layer, up=layer.up * sizes.reshape(1, -1, *(1,) * (layer.up.ndim - 2)))
+
+    return replace(
+        adapter, layers={path: changed(layer, adapter.ranks[0]) for path, layer in adapter.layers.items()}
+    )
+
+
 def pictures(channels: int = 4, side: int = 8) -> Pictures:
     """Four concepts alone, and scenes of two and three of them."""
     parts = [("a",), ("b",), ("c",), ("d",), ("a", "b"), ("c", "d"), ("a", "b", "c")]
@@ -55,10 +69,10 @@ def pipe() -> Any:
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd3"])
-@pytest.mark.parametrize("form", [Form.ours(), Form.published("P")])
+@pytest.mark.parametrize("form", [Form.ours(), Form.published("P"), Form.published("T")])
 def test_the_trainer_computes_what_the_engine_does(kind: str, form: Form, tmp_path: Path) -> None:
     pipe = tiny_pipeline(kind)
-    adapters, model = adapters_of(pipe), denoiser_of(pipe)[1]
+    adapters, model = [decaying(adapter) for adapter in adapters_of(pipe)], denoiser_of(pipe)[1]
     bench = Bench(denoiser_of(pipe)[0], adapters, layers_of(pipe), form)
     vectors = GateVectors(form, bench.widths, 0)
     with torch.no_grad():
@@ -84,8 +98,8 @@ def test_the_trainer_computes_what_the_engine_does(kind: str, form: Form, tmp_pa
         live = objective.wiring.predict(model, noisy, pipe.scheduler.timesteps[1:2], states)
     with attach(pipe, used), torch.no_grad():
         summed = objective.wiring.predict(model, noisy, pipe.scheduler.timesteps[1:2], states)
-    # Half precision of the stored vectors.
-    assert float((ours - live).norm() / (live - summed).norm()) < 2e-3
+    # Half precision of the stored vectors; and a global adapter is found by iteration.
+    assert float((ours - live).norm() / (live - summed).norm()) < (2e-2 if form.global_rank else 2e-3)
     assert float((plain - summed).norm() / summed.norm()) < 1e-5
     assert float((live - summed).norm() / summed.norm()) > 1e-3
 

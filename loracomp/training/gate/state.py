@@ -71,7 +71,8 @@ def restore(
             values.copy_(tensors["values"])
             average.copy_(tensors["average"])
         moments = {name: tensors[name].to(values.device) for name in _MOMENTS}
-        optimizer.state[values] = {"step": torch.tensor(float(header["step"])), **moments}
+        step = torch.tensor(float(header["step"]), device=values.device)
+        optimizer.state[values] = {"step": step, **moments}
         return int(header["step"]), float(header["seconds"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{path}: damaged state ({error}); remove it and start anew") from None
