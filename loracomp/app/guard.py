@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from loracomp.app.access import COOKIE, Access
+from loracomp.app.refusals import TooLargeError
 from loracomp.app.settings import Limits
 
 Scope = MutableMapping[str, Any]
@@ -23,10 +24,6 @@ _HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
 )
-
-
-class _TooLongError(Exception):
-    """A body with more bytes than are taken."""
 
 
 class Guard:
@@ -96,7 +93,7 @@ class Guard:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > most:
-                raise _TooLongError
+                raise TooLargeError(f"more than {most:,} bytes")
             return message
 
         async def dressed(message: Message) -> None:
@@ -110,7 +107,7 @@ class Guard:
 
         try:
             await self._inner(scope, counted, dressed)
-        except _TooLongError:
+        except TooLargeError:
             if not begun:
                 await _answer(scope, send, 413, f"more than {most:,} bytes")
 

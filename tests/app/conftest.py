@@ -14,8 +14,6 @@ pytest.importorskip("fastapi", reason="the app's packages are missing: pip insta
 from loracomp.app.settings import Limits, Settings
 from loracomp.app.state import App
 
-TOKENS = {"ann": "a" * 24, "bob": "b" * 24}
-
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:

@@ -1,0 +1,365 @@
+"""What is refused, and that nothing is told by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import adapterfiles
+import pytest
+from starlette.testclient import TestClient
+
+from loracomp.app.access import Access
+from loracomp.app.refusals import public
+from loracomp.app.server import check_exposure, make_server
+from loracomp.app.settings import Settings, read_tokens
+from loracomp.app.state import App
+from loracomp.errors import UsageError
+
+TOKENS = {"ann": "a" * 24, "bob": "b" * 24}
+TRAVERSALS = (
+    "../../../../etc/passwd",
+    "..%2f..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "....//....//etc/passwd",
+    "/etc/passwd",
+    "//etc/passwd",
+    "C:\\Windows\\win.ini",
+    "..\\..\\jobs.sqlite",
+    "jobs.sqlite",
+    "file:///etc/passwd",
+    "mono%00.png",
+    "~root/.bashrc",
+    "%00",
+    "a" * 5000,
+)
+
+
+LABELED = ("/api/v1/datasets",)
+"""Routes whose only text is a label, which may be anything."""
+
+
+@pytest.fixture
+def client(app: App) -> TestClient:
+    """An app for this machine alone; its workers are not started."""
+    return TestClient(make_server(app, page=False), base_url="http://127.0.0.1:7860")
+
+
+@pytest.fixture
+def guarded(settings: Settings) -> Iterator[TestClient]:
+    """An app that others reach, with two users."""
+    more = {"host": "0.0.0.0", "tokens": TOKENS, "data": settings.data.with_name("guarded")}
+    made = App(settings.model_copy(update=more))
+    yield TestClient(make_server(made, page=False), base_url="http://192.0.2.7:7860")
+    made.stop()
+
+
+def bearer(user: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKENS[user]}"}
+
+
+def quiet(answer: Any, folder: Path) -> bool:
+    """Whether an answer tells nothing of files, code or tracebacks."""
+    secrets = (str(folder), "/root", "root:", "Traceback", 'File "', "site-packages", "sqlite3.", "/tmp/")
+    return not any(secret in answer.text for secret in secrets)
+
+
+def asked(table: dict[str, Any], value: str) -> Iterator[tuple[str, str, Any]]:
+    """Every route with ``value`` as each of its parameters, and as every text of its body."""
+    for path, deeds in table["paths"].items():
+        for method, deed in deeds.items():
+            said = deed.get("requestBody", {}).get("content", {}).get("application/json", {})
+            reference = said.get("schema", {}).get("$ref", "").rsplit("/", 1)[-1]
+            body = filled(table, {"$ref": f"/{reference}"}, value) if reference else None
+            if (body or "{" in path) and path not in LABELED:
+                parts = [value if part.startswith("{") else part for part in path.split("/")]
+                yield method.upper(), "/".join(parts), body
+
+
+def filled(table: dict[str, Any], field: dict[str, Any], value: str) -> Any:
+    field = next(iter(field.get("anyOf", ())), field)
+    if "$ref" in field:
+        inside = table["components"]["schemas"][field["$ref"].rsplit("/", 1)[1]]
+        return {name: filled(table, part, value) for name, part in inside.get("properties", {}).items()}
+    kinds: dict[str, Any] = {"string": value, "integer": 1, "number": 1.0, "boolean": False, "object": {}}
+    if field.get("type") == "array":
+        return [filled(table, field["items"], value)] if isinstance(field.get("items"), dict) else []
+    return field.get("enum", [kinds.get(field.get("type", "string"))])[0]
+
+
+def test_no_parameter_reaches_the_file_system(client: TestClient, app: App) -> None:
+    table = client.get("/api/v1/openapi.json").json()
+    before = sorted(app.settings.data.rglob("*"))
+    for path in TRAVERSALS:
+        tried = list(asked(table, path))
+        assert len(tried) > 40
+        for method, route, body in tried:
+            answer = client.request(method, route, json=body)
+            assert 400 <= answer.status_code < 500, (method, route, answer.text)
+            assert quiet(answer, app.settings.data.parent), (method, route, answer.text)
+    assert sorted(app.settings.data.rglob("*")) == before
+
+
+def test_labels_are_labels_and_no_places(client: TestClient, app: App) -> None:
+    for path in TRAVERSALS:
+        answer = client.post("/api/v1/datasets", json={"name": path[:80]})
+        assert answer.status_code == 201
+        folder = app.datasets.path(answer.json()["id"], "local")
+        assert folder.parent == app.settings.data / "datasets"
+        assert folder.name.isalnum()
+
+
+def test_an_uploads_name_is_a_name_and_no_place(client: TestClient, app: App, tmp_path: Path) -> None:
+    raw = adapterfiles.write(tmp_path / "sent", 1)[0].read_bytes()
+    for name in ("../../evil.safetensors", "/etc/cron.d/evil", "..\\evil", "\x00", "..", "CON:<>|", ""):
+        answer = client.post("/api/v1/uploads", params={"kind": "adapter", "name": name}, content=raw)
+        assert answer.status_code == 201, answer.text
+        assert not set('/\\:<>|"') & set(answer.json()["name"])
+        assert (app.settings.data / "uploads" / answer.json()["id"]).is_file()
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_uploads_that_are_not_what_they_claim_leave_nothing(client: TestClient, app: App) -> None:
+    bomb = (1 << 62).to_bytes(8, "little") + b"{}"
+    pickle = b"\x80\x04\x95" + b"\x00" * 64
+    zipped = b"PK\x03\x04" + b"\x00" * 64
+    png = b"\x89PNG\r\n\x1a\n" + b"\x00" * 64
+    huge = (
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x0f\x00\x00\x00\x0f\x00\x00\x08\x02\x00\x00\x00"
+        + b"\x00" * 8
+    )
+    script = b"<svg onload=alert(1)>"
+    for kind, raws in (
+        ("adapter", (bomb, pickle, zipped, png, b"", b"\xff" * 100)),
+        ("picture", (bomb, png, huge, script, b"")),
+        ("key", (b"{}", b"[]", png, b'{"format": "loracomp-watermark-key/1"}')),
+    ):
+        for raw in raws:
+            answer = client.post("/api/v1/uploads", params={"kind": kind, "name": "it"}, content=raw)
+            assert answer.status_code in (400, 422), (kind, raw[:20], answer.text)
+            assert quiet(answer, app.settings.data.parent)
+            assert answer.json()["error"].startswith("it")
+    assert client.post("/api/v1/uploads", params={"kind": "program"}, content=b"x").status_code == 422
+    assert list((app.settings.data / "uploads").iterdir()) == []
+
+
+def test_uploads_end_at_the_limit_while_they_arrive(client: TestClient, app: App) -> None:
+    limit = app.settings.limits.upload_bytes
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while taken < 100 * limit:
+            taken += 1 << 16
+            yield b"\x00" * (1 << 16)
+
+    for content in (b"\x00" * (limit + 1), endless()):
+        answer = client.post("/api/v1/uploads", params={"kind": "adapter"}, content=content)
+        assert answer.status_code == 413
+        assert quiet(answer, app.settings.data.parent)
+    lied = client.post(
+        "/api/v1/uploads", params={"kind": "adapter"}, content=b"", headers={"content-length": "-1"}
+    )
+    assert lied.status_code == 413
+    assert list((app.settings.data / "uploads").iterdir()) == []
+    body = client.post("/api/v1/recipes", content=b"[" * (app.settings.limits.body_bytes + 1))
+    assert body.status_code == 413
+    deep = client.post("/api/v1/recipes", content=b"[" * 50_000, headers={"content-type": "application/json"})
+    assert deep.status_code in (400, 422)
+
+
+def test_forged_ids_are_not_found_and_look_all_the_same(app: App, client: TestClient) -> None:
+    mine = app.jobs.submit("generate", {}, "somebody else")
+    answers = [
+        client.request(method, f"/api/v1/jobs/{id_}{deed}")
+        for id_ in (mine, mine[:-1] + "x", "1", "0' OR '1'='1")
+        for method, deed in (("GET", ""), ("POST", "/cancel"), ("GET", "/preview"), ("GET", "/training"))
+    ]
+    assert {answer.status_code for answer in answers} == {404}
+    assert {answer.json()["error"] for answer in answers} == {"no such job; it may have been removed"}
+    assert app.jobs.get(mine, "somebody else").state == "queued"
+
+
+def test_without_the_right_token_nothing_is_answered(guarded: TestClient) -> None:
+    wrong = (
+        {},
+        {"Authorization": "Bearer " + "c" * 24},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Basic {TOKENS['ann']}"},
+        {"Cookie": f"loracomp_session={TOKENS['ann']}"},
+        {"Cookie": "loracomp_session=ann:" + "0" * 64},
+        {"Cookie": "loracomp_session=:"},
+        {"X-Forwarded-For": "127.0.0.1", "Host": "localhost"},
+    )
+    for headers in wrong:
+        for method, path in (
+            ("GET", "/api/v1/state"),
+            ("POST", "/api/v1/jobs/index"),
+            ("GET", "/"),
+        ):
+            answer = guarded.request(method, path, headers=headers)
+            assert answer.status_code == 401, (headers, path)
+            assert answer.json() == {"error": "a token is needed; send Authorization: Bearer TOKEN"}
+    assert guarded.get("/api/v1/state", headers=bearer("ann")).status_code == 200
+
+
+def test_guessing_tokens_is_slowed_and_locks_nobody_out(guarded: TestClient) -> None:
+    page = guarded.post("/login", data={"token": TOKENS["bob"]}, follow_redirects=False)
+    assert page.status_code == 303
+    cookie = {"Cookie": page.headers["set-cookie"].partition(";")[0]}
+    guarded.cookies.clear()
+    statuses = [
+        guarded.get("/api/v1/state", headers={"Authorization": f"Bearer {n:024d}"}).status_code
+        for n in range(15)
+    ]
+    assert statuses == [401] * 10 + [429] * 5
+    assert guarded.post("/login", data={"token": TOKENS["ann"]}).status_code == 429
+    assert guarded.get("/api/v1/state", headers=bearer("ann")).status_code == 429
+    assert guarded.get("/api/v1/state", headers=cookie).status_code == 200
+
+
+def test_signing_in_gives_a_cookie_that_scripts_cannot_read(guarded: TestClient) -> None:
+    page = guarded.get("/", headers={"Accept": "text/html"}, follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, "/login")
+    assert "<form" in page.text
+    wrong = guarded.post("/login", data={"token": "<script>alert(1)</script>"})
+    assert wrong.status_code == 401
+    assert "alert(1)" not in wrong.text
+    right = guarded.post("/login", data={"token": TOKENS["ann"]}, follow_redirects=False)
+    said = right.headers["set-cookie"].lower()
+    assert "httponly" in said
+    assert "samesite=lax" in said
+    assert TOKENS["ann"] not in said
+    assert guarded.get("/api/v1/state").status_code == 200
+
+
+def test_users_see_nothing_of_each_other(guarded: TestClient, tmp_path: Path) -> None:
+    ann, bob = bearer("ann"), bearer("bob")
+    raw = adapterfiles.write(tmp_path / "sent", 1)[0].read_bytes()
+    job = guarded.post("/api/v1/jobs/index", headers=ann).json()["id"]
+    upload = guarded.post("/api/v1/uploads", params={"kind": "adapter"}, content=raw, headers=ann).json()[
+        "id"
+    ]
+    data = guarded.post("/api/v1/datasets", json={"name": "mine"}, headers=ann).json()["id"]
+    recipe = {"name": "mine", "request": {"prompt": "a"}}
+    kept = guarded.post("/api/v1/recipes", json=recipe, headers=ann).json()["id"]
+    key = guarded.post("/api/v1/keys", headers=ann).json()["id"]
+    for method, path in (
+        ("GET", f"jobs/{job}"),
+        ("POST", f"jobs/{job}/cancel"),
+        ("DELETE", f"uploads/{upload}"),
+        ("DELETE", f"datasets/{data}"),
+        ("GET", f"datasets/{data}/pictures"),
+        ("GET", f"recipes/{kept}/export"),
+        ("GET", f"keys/{key}/file"),
+        ("DELETE", f"keys/{key}"),
+    ):
+        assert guarded.request(method, f"/api/v1/{path}", headers=bob).status_code == 404, path
+    for path in ("jobs", "datasets", "recipes", "keys"):
+        assert guarded.get(f"/api/v1/{path}", headers=bob).json() == []
+        assert len(guarded.get(f"/api/v1/{path}", headers=ann).json()) == 1
+    assert guarded.get(f"/api/v1/keys/{key}/file", headers=ann).status_code == 200
+
+
+def test_limits_are_per_user(guarded: TestClient) -> None:
+    ann = [guarded.post("/api/v1/jobs/index", headers=bearer("ann")).status_code for _ in range(5)]
+    assert ann == [202] * 3 + [429] * 2
+    assert guarded.post("/api/v1/jobs/index", headers=bearer("bob")).status_code == 202
+
+
+def test_other_sites_are_refused(client: TestClient, guarded: TestClient, app: App) -> None:
+    here, there = "http://127.0.0.1:7860", "http://192.0.2.7:7860"
+    for browser, own, headers in ((client, here, {}), (guarded, there, bearer("ann"))):
+        for strange in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Origin": own.replace("7860", "80")},
+            {"Origin": f"{own}.evil.example"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+        ):
+            answer = browser.post("/api/v1/jobs/index", headers={**headers, **strange})
+            assert (answer.status_code, answer.json()) == (
+                403,
+                {"error": "requests from other sites are refused"},
+            )
+        assert (
+            browser.get("/api/v1/state", headers={**headers, "Origin": "https://evil.example"}).status_code
+            == 403
+        )
+        linked = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        assert browser.get("/api/v1/state", headers={**headers, **linked}).status_code == 200
+        assert browser.post("/api/v1/jobs/index", headers={**headers, "Origin": own}).status_code == 202
+    assert len(app.jobs.list("local")) == 1
+
+
+def test_names_that_point_here_are_not_names_of_this_machine(client: TestClient) -> None:
+    for host in ("evil.example", "evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example", ""):
+        answer = client.get("/api/v1/state", headers={"Host": host})
+        assert answer.status_code == 421, host
+    for host in ("localhost:7860", "127.0.0.1", "[::1]:7860"):
+        assert client.get("/api/v1/state", headers={"Host": host}).status_code == 200
+
+
+def test_answers_cannot_be_framed_or_sniffed(client: TestClient) -> None:
+    for path in ("/api/v1/state", "/api/v1/jobs/x"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert "access-control-allow-origin" not in headers
+
+
+def test_an_error_inside_tells_nothing(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*about: object) -> None:
+        raise RuntimeError(f"at {app.settings.data}/secret")
+
+    monkeypatch.setattr(app.library, "facets", broken)
+    browser = TestClient(
+        make_server(app, page=False), base_url="http://localhost", raise_server_exceptions=False
+    )
+    answer = browser.get("/api/v1/adapters/facets")
+    assert (answer.status_code, answer.json()["error"]) == (
+        500,
+        "an error in loracomp; the server's log says more",
+    )
+
+
+def test_errors_keep_names_and_lose_folders() -> None:
+    for said, shown in (
+        (
+            "/home/ann/loras/a b/x.safetensors: is empty; save it again",
+            "x.safetensors: is empty; save it again",
+        ),
+        ("C:\\Users\\ann\\x.png: no picture", "x.png: no picture"),
+        ("~/loras/x.safetensors: no", "x.safetensors: no"),
+        ("width 7 is no multiple of 8 and/or too small", "width 7 is no multiple of 8 and/or too small"),
+        ("at 1/2 of the run", "at 1/2 of the run"),
+    ):
+        assert "ann" not in public(said)
+        assert public(said).endswith(shown.partition(" b/")[2] or shown)
+
+
+def test_an_app_that_others_reach_needs_a_token(settings: Settings) -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.7", "example.com"):
+        with pytest.raises(UsageError, match="needs a token"):
+            check_exposure(settings.model_copy(update={"host": host}))
+    for host in ("127.0.0.1", "localhost", "::1"):
+        check_exposure(settings.model_copy(update={"host": host}))
+    check_exposure(settings.model_copy(update={"host": "0.0.0.0", "tokens": TOKENS}))
+
+
+def test_tokens_are_long_and_told_apart() -> None:
+    assert read_tokens(["s" * 20, f"bob={'t' * 20}"]) == {"owner": "s" * 20, "bob": "t" * 20}
+    assert read_tokens(["has=equals+/" + "x" * 20]) == {"has": "equals+/" + "x" * 20}
+    for texts in (["short"], ["a=" + "s" * 20, "a=" + "t" * 20], ["a=" + "s" * 20, "b=" + "s" * 20]):
+        with pytest.raises(UsageError, match="--token"):
+            read_tokens(texts)
+
+
+def test_a_changed_token_ends_its_sessions(settings: Settings) -> None:
+    old = Access(settings.model_copy(update={"tokens": TOKENS}))
+    new = Access(settings.model_copy(update={"tokens": {**TOKENS, "ann": "n" * 24}}))
+    assert old.user("", old.session("ann")) == "ann"
+    assert new.user("", old.session("ann")) is None
+    assert new.user("", old.session("bob")) == "bob"
