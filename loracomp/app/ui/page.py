@@ -45,7 +45,9 @@ def page(app: Any) -> Any:
         drawn = finding.connect(app, made)
         mixing.connect(app, made, drawn)
         generating.connect(app, made)
-        _clock(app, clock, state, made, drawn)
+        ready = _clock(app, clock, state, made, drawn)
+        for shown in (train.shown(), watermark.shown()):
+            ready.change(**shown)
         blocks.load(**drawn)
         history_tab.select(**history.shown())
         train_tab.select(**train.shown())
@@ -78,20 +80,23 @@ def head(state: dict[str, Any]) -> Markup:
     )
 
 
-def _clock(app: Any, clock: Any, state: Any, made: compose.Compose, drawn: dict[str, Any]) -> None:
-    """Asks until the model and the library are there, then fills the lists that come with them."""
-    form, seen = made.form, gr.State(-1)
+def _clock(app: Any, clock: Any, state: Any, made: compose.Compose, drawn: dict[str, Any]) -> Any:
+    """Asks until the model and the library are there, then fills the lists that come with them.
+
+    Gives a state that changes when the model is there.
+    """
+    form, seen, ready = made.form, gr.State(-1), gr.State(False)
 
     def look() -> tuple[Any, ...]:
         found = app.engine_state()
         library = found["library"]
         if found["state"] == "loading":
-            return head(found), gr.skip(), library["adapters"], gr.skip(), gr.skip(), gr.skip()
+            return head(found), gr.skip(), library["adapters"], *(gr.skip() for _ in range(4))
         names = sorted((one["name"] for one in app.methods()), key=lambda name: (name != "merge", name))
         kinds = [OWN, *(one["name"] for one in app.schedulers())]
         settled = library["adapters"] > 0 and not library["scanning"]
         lists = gr.update(choices=names), gr.update(choices=kinds)
-        return head(found), gr.Timer(active=not settled), library["adapters"], *lists, told("merge")
+        return head(found), gr.Timer(active=not settled), library["adapters"], *lists, told("merge"), True
 
     def told(method: str) -> Any:
         if app.engine_state()["state"] == "loading":
@@ -102,7 +107,8 @@ def _clock(app: Any, clock: Any, state: Any, made: compose.Compose, drawn: dict[
         found = app.library.facets()
         return gr.update(choices=[ANY, *found["tag"]]), gr.update(choices=[ANY, *found["licence"]])
 
-    clock.tick(look, outputs=[state, clock, seen, form.method, form.scheduler, made.told], **QUIET)
+    clock.tick(look, outputs=[state, clock, seen, form.method, form.scheduler, made.told, ready], **QUIET)
     form.method.change(told, form.method, made.told, **QUIET)
     seen.change(**drawn)
     seen.change(facets, outputs=[made.finder.tag, made.finder.licence], **QUIET)
+    return ready

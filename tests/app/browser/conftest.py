@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 
 
 class Server:
