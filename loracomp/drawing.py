@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -17,7 +17,7 @@ from loracomp.fusion.syntax import Term, parse_settings
 from loracomp.fusion.variants import Variant, fitted, program_of
 from loracomp.library import acceleration, find, open_adapter
 from loracomp.loading import DTYPES, SCHEDULERS, defaults, open_base
-from loracomp.pipeline import StepCallback, base_of, compose, denoiser_of
+from loracomp.pipeline import Attachment, StepCallback, base_of, compose, denoiser_of
 from loracomp.pipeline.facts import resolve_all
 from loracomp.pipeline.measured import recall
 from loracomp.recipe import Recipe, Use
@@ -48,6 +48,7 @@ def draw(
     pipe: Any = None,
     offload: str = "none",
     on_step: StepCallback | None = None,
+    on_attach: Callable[[Attachment], None] | None = None,
     variants: Sequence[Variant] = (),
 ) -> Drawn:
     """The images of a recipe, each with the recipe that repeats it.
@@ -57,6 +58,7 @@ def draw(
         pipe: A pipeline of the recipe's base that is open already.
         offload: See :func:`loracomp.loading.open_base`.
         on_step: Called with (steps done, steps in all).
+        on_attach: Called with the attachment before the first step.
         variants: What sets each image apart; as many as the recipe's batch, or none.
 
     Raises:
@@ -93,6 +95,7 @@ def draw(
         seed=recipe.seeds,
         batch=recipe.batch,
         on_step=on_step,
+        on_attach=on_attach,
         **_settings(recipe, pipe),
     )
     return [(image, _of_image(recipe, programs, index)) for index, image in enumerate(images)]

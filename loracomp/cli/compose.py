@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loracomp.cli.explain import Explainer, told
 from loracomp.cli.mixture import planned
 from loracomp.cli.screen import Json, emit_json, steps_bar
 from loracomp.errors import UsageError
@@ -75,6 +76,10 @@ def compose(
     repeat: Annotated[
         Path | None, typer.Option("--from", help="Repeat the composition recorded in this image.")
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(help="With --method gated: write PREFIX-layers.png, -maps.png and -table.json."),
+    ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Choose the adapters from --index.")] = False,
     auto_strict: Annotated[
         bool, typer.Option("--auto-strict", help="As --auto, but refuse where none helps (exit code 1).")
@@ -113,12 +118,28 @@ def compose(
 
     if strength is not None and not repeat:
         recipe = weighed(recipe, strength)
+    explainer = _explainer(explain, recipe)
     with steps_bar("composing", as_json) as on_step:
-        drawn = (redraw if repeat else draw)(recipe, offload=offload, on_step=on_step, variants=variants)
+        drawn = (redraw if repeat else draw)(
+            recipe, offload=offload, on_step=on_step, variants=variants,
+            on_attach=explainer.attached if explainer else None,
+        )  # fmt: skip
     paths = _paths(out, len(drawn))
     for path, (image, used) in zip(paths, drawn, strict=True):
         save_image(image, path, used)
-    _report(paths, [used for _, used in drawn], time.monotonic() - started, as_json, choice)
+    more = {"auto": choice} if choice else {}
+    if explainer:
+        more["explained"] = explainer.write(drawn, lambda other: draw(other, offload=offload)[0][0])
+    _report(paths, [used for _, used in drawn], time.monotonic() - started, as_json, more)
+
+
+def _explainer(prefix: Path | None, recipe: Recipe) -> Explainer | None:
+    if prefix is None:
+        return None
+    if recipe.batch > 1:
+        raise UsageError("--explain is about one picture; leave out --batch and --vary")
+    _writable(prefix.with_name(f"{prefix.name}-maps.png"))
+    return Explainer(prefix)
 
 
 def _repeated(image: Path, choices: dict[str, Any], dtype: str, device: str) -> Recipe:
@@ -178,12 +199,14 @@ def _paths(out: Path, count: int) -> list[Path]:
 
 
 def _report(
-    paths: list[Path], recipes: list[Recipe], seconds: float, as_json: bool, choice: dict[str, Any]
+    paths: list[Path], recipes: list[Recipe], seconds: float, as_json: bool, more: dict[str, Any]
 ) -> None:
     if as_json:
         images = [{"file": str(p), "recipe": asdict(r)} for p, r in zip(paths, recipes, strict=True)]
-        emit_json({"images": images, "seconds": round(seconds, 2), **({"auto": choice} if choice else {})})
+        emit_json({"images": images, "seconds": round(seconds, 2), **more})
         return
+    for line in told(more["explained"]) if "explained" in more else ():
+        typer.echo(line, err=True)
     recipe = recipes[0]
     parts = " + ".join(_told(use) for use in recipe.uses) or "no adapter"
     for path in paths:

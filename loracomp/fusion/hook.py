@@ -57,7 +57,6 @@ class GateHook(ModelHook):
         self.attachment: Any = None
         self.prompts: Any = None
         self._repeats = 0
-        self._levels: list[float] = []
         self._times: Tensor | None = None
         self._score: Score | None = None
         self._shown: Score | None = None
@@ -129,7 +128,6 @@ class GateHook(ModelHook):
         scheduler = self.scores.run.scheduler()
         if self._times is not scheduler.timesteps:
             self._times, self.step = scheduler.timesteps, -1
-            self._levels = levels_of(scheduler) if self.gating is not None else []
             self.scores.forget()
             if self.cache is not None:
                 self.cache.forget()
@@ -181,10 +179,10 @@ class GateHook(ModelHook):
     def _gate(self, program: Tensor) -> None:
         """Tells the learned gate the step, and which adapters it is for, by the program of each row."""
         assert self.gating is not None
-        if not self._levels:
-            self._levels = levels_of(self.scores.run.scheduler())
+        if self.gating.times is not self._times:
+            self.gating.times, self.gating.levels = self._times, levels_of(self.scores.run.scheduler())
         self._freedom = self._freedom.to(program.device)
-        self.gating.show(self._levels[self.step], self._freedom[program])
+        self.gating.show(self.step, self._freedom[program])
 
     def _refreshed(self, score: Score, part: slice) -> Tensor | None:
         """Which of the rows the cache computes anew; None for all."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from loracomp.adapter import Adapter
 from loracomp.fusion.program import Program
 from loracomp.fusion.regions import Masks
-from loracomp.pipeline.attachment import attach, detach
+from loracomp.pipeline.attachment import Attachment, attach, detach
 from loracomp.pipeline.facts import resolve_all
 
 StepCallback = Callable[[int, int], None]
@@ -46,6 +46,7 @@ def compose(
     seed: int | Sequence[int] = 0,
     batch: int = 1,
     on_step: StepCallback | None = None,
+    on_attach: Callable[[Attachment], None] | None = None,
     **settings: Any,
 ) -> list[Any]:
     """Draws images with several adapters and leaves the pipeline as it was.
@@ -63,6 +64,7 @@ def compose(
         seed: Seed of the first image, image i of a batch having seed + i; or one seed per image.
         batch: Number of images, drawn together.
         on_step: Called with (steps done, steps in all) after each step.
+        on_attach: Called with the attachment before the first step.
         **settings: Further arguments of the pipeline's call (``num_inference_steps``, …).
 
     Returns:
@@ -72,8 +74,10 @@ def compose(
     seeds = range(seed, seed + batch) if isinstance(seed, int) else seed
     generators = [torch.Generator().manual_seed(number) for number in seeds]
     if adapters:
-        attach(pipe, adapters, resolve_all(pipe, prompt, adapters, method), weights, masks=masks)
+        attached = attach(pipe, adapters, resolve_all(pipe, prompt, adapters, method), weights, masks=masks)
     try:
+        if adapters and on_attach is not None:
+            on_attach(attached)
         with _bar(pipe, on_step, steps) as reporting, torch.inference_mode():
             return list(
                 pipe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from loracomp.fusion.gated.form import Form, features
 from loracomp.fusion.gated.joint import Joint, groups
 from loracomp.fusion.gated.weights import GateWeights
 from loracomp.fusion.stacked import StackedUpdate
-
-Watch = list[tuple[Tensor, ...]]
 
 
 class Stage:
@@ -36,7 +34,7 @@ class LayerGating:
         bias: b at the noise level of the step, shape (1, d); written from outside.
         scale: Factor of the other terms, shape (1, d), or None; written from outside.
         joint: What it shares with other layers of one input, or None.
-        watch: Collects the factors of each call, by adapter, while it is a list.
+        watch: Told what is done to each adapter's output, or None.
     """
 
     def __init__(self, stage: Stage, update: StackedUpdate, values: Tensor, adapters: int) -> None:
@@ -46,7 +44,7 @@ class LayerGating:
         self.bias = self.named["b"][None]
         self.scale: Tensor | None = None
         self.joint: Joint | None = None
-        self.watch: Watch | None = None
+        self.watch: rule.Watch | None = None
         self.bind(update)
 
     def bind(self, update: StackedUpdate) -> None:
@@ -71,13 +69,9 @@ class LayerGating:
         form, vectors = self.stage.form, rule.Vectors(self.named, self.bias, self.scale)
         known, moments = self.joint.at(x, free) if self.joint else (None, None)
         hidden, free = self.stack.extended(form, hidden, free)
-        seen: list[Tensor] | None = None if self.watch is None else []
-        result = rule.update(
-            form, vectors, y.to(hidden.dtype), hidden, self.stack, free, known, moments, seen
+        return rule.update(
+            form, vectors, y.to(hidden.dtype), hidden, self.stack, free, known, moments, self.watch
         )
-        if self.watch is not None and seen is not None:
-            self.watch.append(tuple(seen))
-        return result
 
 
 def spans_of(update: StackedUpdate, adapters: int) -> list[tuple[int, int]]:
@@ -97,6 +91,11 @@ class Gating:
         updates: The denoiser's stacked layers by path.
         adapters: Number of adapters.
         denoiser: The denoiser, for statistics over several of its layers.
+
+    Attributes:
+        levels: Noise level τ in [0, 1] of each step of the run.
+        step: The present step.
+        times: Timesteps of the run that the levels are of.
     """
 
     def __init__(
@@ -113,6 +112,9 @@ class Gating:
         for path, update in self.updates.items():
             layer = LayerGating(self.stage, update, weights.layers[path], adapters)
             self.layers[path] = vars(update)["gating"] = layer
+        self.levels: Sequence[float] = (0.0,)
+        self.step = 0
+        self.times: Tensor | None = None
         self._level: float | None = None
         self._joints: list[Joint] = []
         self._lay_out()
@@ -149,14 +151,15 @@ class Gating:
         ):
             layer.bias, layer.scale = bias, scale
 
-    def show(self, level: float, free: Tensor) -> None:
-        """Sets the noise level of a step, and how far each row's adapters are gated.
+    def show(self, step: int, free: Tensor) -> None:
+        """Sets the step, and how far each row's adapters are gated.
 
         Args:
-            level: Noise level τ in [0, 1].
+            step: Number of the step; :attr:`levels` has its noise level.
             free: Shape (rows or 1, adapters).
         """
-        self.stage.free = free
+        self.stage.free, self.step = free, step
+        level = self.levels[step]
         for joint in self._joints:
             joint.forget()
         if not self.form.time or level == self._level or not self.layers:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from loracomp.errors import UsageError
+from loracomp.fusion.gated.static import factors
 from loracomp.fusion.gated.weights import GateWeights, open_gate, shipped
 from loracomp.fusion.program import METHODS, GateTable, Program
 
@@ -15,7 +17,7 @@ NAME = "gated"
 
 
 @METHODS.register(NAME, summary="a learned gate per layer, token, channel and step", paper="2508.02107")
-def gated(weights: Tensor, steps: int, *, gate: str = "", amount: float = 1.0) -> GateTable:
+def gated(weights: Tensor, steps: int, *, gate: str = "", amount: float = 1.0, table: str = "") -> GateTable:
     """Σ wᵢ (1 + amount (factorᵢ - 1)) ⊙ ΔWᵢ x: merge, each output times what the gate makes of it.
 
     The table is that of merge; :mod:`loracomp.fusion.gated.live` does the rest. One adapter is not gated.
@@ -25,9 +27,13 @@ def gated(weights: Tensor, steps: int, *, gate: str = "", amount: float = 1.0) -
         steps: Number of denoising steps.
         gate: File that ``loracomp train gate`` wrote; the shipped one by default.
         amount: How far to follow the gate, 0 for merge and 1 for the gate as it was trained.
+        table: File of constants by layer and step that ``compose --explain`` wrote for these adapters; they
+            take the place of the gate, and the program costs what any other does and can be folded.
 
     Raises:
-        UsageError: Options of the wrong form.
+        UsageError: Options of the wrong form, or a table for another number of adapters.
+        ResourceError: There is no such table.
+        FormatError: It is no table.
 
     Reference: AutoLoRA, arXiv:2508.02107, fine-grained gated fusion, with terms of our own.
     """
@@ -35,7 +41,13 @@ def gated(weights: Tensor, steps: int, *, gate: str = "", amount: float = 1.0) -
         raise UsageError(f"gate {gate!r}: the path of a gate file is needed")
     if not isinstance(amount, (int, float)) or not 0 <= amount <= 2:
         raise UsageError(f"amount {amount!r} is outside [0, 2]; 1 is the gate as it was trained")
-    return GateTable(weights.expand(steps, 1, -1).clone(), torch.ones(steps, 1))
+    plain = GateTable(weights.expand(steps, 1, -1).clone(), torch.ones(steps, 1))
+    if not isinstance(table, str):
+        raise UsageError(f"table {table!r}: the path of a file that compose --explain wrote is needed")
+    if not table or len(weights) == 1:
+        return plain
+    found = factors(table, steps, len(weights))
+    return replace(plain, blocks=({name: 1 + amount * (rows - 1) for name, rows in found.items()},))
 
 
 def chosen(programs: Sequence[Program]) -> GateWeights | None:
@@ -74,6 +86,6 @@ def freedom(programs: Sequence[Program]) -> Tensor:
     rows = torch.zeros(len(programs), count)
     for row, program in zip(rows, programs, strict=True):
         free = [index for index in range(len(program.weights)) if index not in program.always]
-        if program.method == NAME and len(free) > 1:
+        if program.method == NAME and len(free) > 1 and not program.options.get("table"):
             row[free] = float(program.options.get("amount", 1.0))
     return rows

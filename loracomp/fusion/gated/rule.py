@@ -15,7 +15,7 @@ hᵢ · (mean of Bᵢ's rows), its second moment hᵢᵀ (BᵢᵀBᵢ / d) hᵢ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,7 @@ FADE = 0.05
 """δ: the share of others' energy at which the gate has half its say."""
 _TINY = 1e-12
 
+Watch = Callable[[int, Tensor, Tensor], None]
 Spans = Sequence[tuple[int, int]]
 """Each adapter's ranks, first and last but one, in the stacked rank axis."""
 
@@ -235,7 +236,7 @@ def update(
     free: Tensor,
     known: Numbers | None = None,
     moments: tuple[Tensor, Tensor] | None = None,
-    watch: list[Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Σ (1 + fᵢ (factorᵢ - 1)) ⊙ oᵢ, shape (…, tokens, d): what a layer adds to its own output.
 
@@ -248,7 +249,7 @@ def update(
         free: f, how far each adapter is gated, 0 for not at all; broadcasts to (…, tokens, adapters).
         known: From :func:`numbers`; computed where left out.
         moments: See :func:`normalized`.
-        watch: Collects factors (…, tokens, d), ones where an adapter has no ranks here.
+        watch: Told the number of each adapter, its output and what that is multiplied with.
     """
     known = known or numbers(hidden, stack.grams, free)
     named, base = vectors.named, None
@@ -257,8 +258,6 @@ def update(
     total: Tensor | None = None
     for i, (first, end) in enumerate(stack.spans):
         if first == end:
-            if watch is not None:
-                watch.append(torch.ones_like(y))
             continue
         own = hidden[..., first:end] @ stack.up[..., first:end].mT
         gate = factor(form, vectors, base, own, known, i)
@@ -269,5 +268,5 @@ def update(
             held = share * (gate - 1) if form.solo else share * gate
         total = own * held if total is None else total + own * held
         if watch is not None:
-            watch.append(held)
+            watch(i, own, held)
     return torch.zeros_like(y) if total is None else total
