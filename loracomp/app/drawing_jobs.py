@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from loracomp.app.settings import Settings
 from loracomp.app.workers import Control
 from loracomp.errors import LoracompError
 
+_SHEET = re.compile(r"[0-9a-f]{32}")
 _THUMBNAIL_STEPS, _SEED = 12, 7
 
 
@@ -84,7 +86,7 @@ class DrawingJobs:
     def sheet(self, id_: str, user: str) -> Path:
         """A sheet of a user's grid; raises :class:`NotFoundError`."""
         path = self._sheets / f"{user}-{id_}.png"
-        if not id_.isalnum() or not path.is_file():
+        if not _SHEET.fullmatch(id_) or not path.is_file():
             raise NotFoundError("sheet")
         return path
 

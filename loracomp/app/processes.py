@@ -16,6 +16,8 @@ from typing import Any
 
 _PACKAGE = Path(__file__).parents[2]
 _POLL_S = 0.05
+_CHILDREN: dict[Path, subprocess.Popen[bytes]] = {}
+"""What this app started, by folder; a process that it did not start is not its child."""
 
 
 class LongRun:
@@ -34,7 +36,6 @@ class LongRun:
         self.events = folder / "events.jsonl"
         self._lock, self._number = folder / "alive", folder / "pid"
         self._printed = folder / "result.json"
-        self._process: subprocess.Popen[bytes] | None = None
         self._told = 0
 
     def start(self, command: Sequence[str]) -> None:
@@ -58,13 +59,13 @@ class LongRun:
                 env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             )
         self._number.write_text(str(process.pid))
-        self._process = process
+        _CHILDREN[self.folder] = process
 
     @property
     def alive(self) -> bool:
         """Whether its process lives, whoever started it."""
-        if self._process is not None:
-            self._process.poll()  # a child that has ended stays a zombie until it is asked
+        if self.folder in _CHILDREN:
+            _CHILDREN[self.folder].poll()  # a child that has ended stays a zombie until it is asked
         try:
             with self._lock.open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
