@@ -162,7 +162,7 @@ def test_a_state_of_other_settings_is_refused(pipe: Any, tmp_path: Path) -> None
 
 
 def test_samples_are_what_their_kinds_say() -> None:
-    scenes, settings = pictures(), Settings(counts=(1, 2, 3, 4))
+    scenes, settings = pictures(), Settings(form=Form.ours(solo=False), counts=(1, 2, 3, 4))
     draws = Draws(scenes, PLACES, settings)
     names = {place: name for name, rows in PLACES.items() for place in rows}
     seen = set()

@@ -59,10 +59,16 @@ class Draws:
             raise TrainingError("no pictures of single concepts; render the scenes anew")
 
     def counts(self) -> tuple[int, ...]:
-        """Numbers of adapters that the settings ask for and there are concepts for."""
-        found = tuple(count for count in self.settings.counts if count <= len(self.concepts))
+        """Numbers of adapters that the settings ask for and there are concepts for.
+
+        One adapter teaches nothing where the gate fades to the identity for it.
+        """
+        least, most = 2 if self.settings.form.solo else 1, len(self.concepts)
+        found = tuple(count for count in self.settings.counts if least <= count <= most)
         if not found:
-            raise TrainingError(f"{len(self.concepts)} concepts for {self.settings.counts} adapters at once")
+            raise TrainingError(
+                f"{most} concepts for {self.settings.counts} adapters at once; {least} or more"
+            )
         return found
 
     def batch(self, count: int, size: int, rng: Random) -> Batch:
