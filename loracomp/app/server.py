@@ -85,7 +85,11 @@ def serve(settings: Settings, told: Callable[[str], None]) -> None:
 
     check_exposure(settings)
     listening = _listen(settings)
-    app = App(settings)
+    try:
+        app = App(settings)
+    except LoracompError:
+        listening.close()
+        raise
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     told(f"http://{host}:{listening.getsockname()[1]}")
     config = uvicorn.Config(

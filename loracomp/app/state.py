@@ -28,7 +28,7 @@ from loracomp.app.settings import Settings
 from loracomp.app.training_jobs import TrainingJobs
 from loracomp.app.uploads import Uploads
 from loracomp.app.workers import Control, Workers
-from loracomp.errors import UsageError
+from loracomp.errors import FormatError, UsageError
 
 _RESCAN_S = 60.0
 
@@ -57,7 +57,11 @@ class App:
         self.settings = settings
         previews = settings.folder("previews")
         self._held = _hold(settings)
-        self.database = Database(settings.database)
+        try:
+            self.database = Database(settings.database)
+        except FormatError:
+            self._held.close()
+            raise
         self.jobs = Jobs(self.database, settings.limits, previews)
         self.library = Library(settings, self.database)
         self.finding = Finding(settings, self.library)
