@@ -28,11 +28,15 @@ class Database:
             self._connection = sqlite3.connect(
                 path, check_same_thread=False, isolation_level=None, timeout=30
             )
+        except sqlite3.Error as error:
+            raise FormatError(f"{path}: cannot be opened ({error}); choose another folder") from None
+        try:
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             path.chmod(0o600)
         except (sqlite3.DatabaseError, OSError) as error:
+            self._connection.close()
             raise FormatError(f"{path}: not the app's database ({error}); move it away") from None
 
     def schema(self, script: str) -> None:

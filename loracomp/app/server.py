@@ -117,6 +117,8 @@ def _listen(settings: Settings) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((settings.host, settings.port))
+        # Whoever comes while the page is being built waits instead of being refused.
+        made.listen(128)
     except OSError as error:
         made.close()
         where = f"{settings.host}:{settings.port}"
