@@ -193,10 +193,20 @@ def kohya_mmdit(report: Report) -> Iterator[tuple[str, str, str]]:
 
 @CHECKS.register("comfyui-alone", summary="ComfyUI's own names, which hardly another tool reads")
 def comfyui_alone(report: Report) -> Iterator[tuple[str, str, str]]:
-    """diffusers knows them for FLUX.1 alone, A1111 and InvokeAI for no base of ours."""
+    """diffusers knows them for FLUX.1 alone (and not all of them), A1111 and InvokeAI for no base of ours."""
     if report.dialect == "comfyui" and _family(report) in ("sgm", "mmdit"):
         what = "diffusers does not load this dialect for this base, nor do A1111 and InvokeAI"
         yield "note", what, f"{converting()} for use there"
+
+
+@CHECKS.register(
+    "diffusers-flux-original", summary="FLUX layers by their original names with lora_A and lora_B"
+)
+def flux_original(report: Report) -> Iterator[tuple[str, str, str]]:
+    """diffusers knows FLUX's original names with lora_down and lora_up alone, and loads nothing of these."""
+    if report.dialect in ("comfyui", "bfl") and report.style == "peft" and _family(report) == "flux":
+        what = "diffusers loads nothing of FLUX's original names with lora_A and lora_B, and hardly says so"
+        yield "warning", what, converting("--dialect diffusers")
 
 
 @CHECKS.register("diffusers-flux-outside", summary="FLUX layers outside the blocks in kohya's names")

@@ -64,6 +64,12 @@ class Match:
     resembles: str = ""
 
     @property
+    def style(self) -> str:
+        """The commonest way to write the suffixes of tensors, see :mod:`loracomp.formats.keys`."""
+        keys = (split(text) for item in self.found for text in item.keys.values())
+        return Counter(key.style for key in keys if key is not None and key.style).most_common(1)[0][0]
+
+    @property
     def confidence(self) -> float:
         """How sure the base is, in [0, 1]: the share that fits, less a doubt that halves with each module
         by which it beats the next base (one half where another base fits as well)."""

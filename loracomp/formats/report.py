@@ -77,6 +77,7 @@ class Report:
     Attributes:
         file: The path as it was given.
         dialect: Commonest dialect of its names.
+        style: How it writes its tensors' suffixes, commonly: ``kohya``, ``peft``, ``old`` or ``lycoris``.
         base: The base that it fits best.
         confidence: How sure that is, in [0, 1].
         evidence: What the guess rests on, in sentences.
@@ -96,6 +97,7 @@ class Report:
 
     file: str
     dialect: str
+    style: str
     base: str
     confidence: float
     evidence: tuple[str, ...]
@@ -171,6 +173,7 @@ def examine(source: Source, matched: Match, weights: Weights | None = None, *, w
     return Report(
         file=os.fspath(source.path),
         dialect=matched.dialect,
+        style=matched.style,
         base=matched.place.base,
         confidence=round(matched.confidence, 4),
         evidence=evidence(source, matched),

@@ -200,6 +200,32 @@ def test_text_encoders_without_attention_are_refused_in_the_new_dialect(pipe: An
     assert "diffusers-text-encoder" not in told(path, "sd15", pipe)
 
 
+@pytest.mark.parametrize("alpha", [True, False])
+@pytest.mark.parametrize("prefix", ["diffusion_model.", ""])
+@pytest.mark.parametrize("pipe", ["flux"], indirect=True)
+def test_original_names_of_flux_with_peft_suffixes_are_dropped(
+    pipe: Any, prefix: str, alpha: bool, tmp_path: Path
+) -> None:
+    table, path = layer_table(pipe), tmp_path / "a.safetensors"
+    adapter = random_adapter(table, ATTENTION, alpha=4.0, base="flux")
+    save(adapter, path, dialect="comfyui", modules=table)
+    renamed = {
+        key.replace("diffusion_model.", prefix).replace("lora_down", "lora_A").replace("lora_up", "lora_B"): (
+            v / 2 if key.endswith(".alpha") else v
+        )
+        for key, v in load_file(path).items()
+        if alpha or not key.endswith(".alpha")
+    }
+    save_file(renamed, path)
+    assert theirs(pipe, path) == {}
+    assert "diffusers-flux-original" in told(path, "flux", pipe)
+    scale = 2.0 if alpha else 1.0
+    again = load(path, base="flux", modules=table).layers
+    assert again.keys() == adapter.layers.keys()
+    for name, layer in adapter.layers.items():
+        assert torch.allclose(again[name].delta() * scale, layer.delta(), rtol=1e-4, atol=1e-6), name
+
+
 @pytest.mark.parametrize("pipe", ["sd15", "sdxl", "sd3"], indirect=True)
 def test_names_of_comfyui_are_refused(pipe: Any, tmp_path: Path) -> None:
     kind = "sd3" if hasattr(pipe, "transformer") else "sdxl" if hasattr(pipe, "text_encoder_2") else "sd15"
