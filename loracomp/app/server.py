@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import signal
 import socket
 import threading
@@ -129,6 +131,10 @@ def _listen(settings: Settings) -> socket.socket:
 def _with_page(server: FastAPI, app: App) -> Any:
     from loracomp.app.page_import import import_gradio
 
+    # What the page's own fields upload lies here until it is taken, instead of in everybody's /tmp.
+    sent = app.settings.folder("page")
+    shutil.rmtree(sent)
+    os.environ["GRADIO_TEMP_DIR"] = str(app.settings.folder("page"))
     gradio = import_gradio()
     from loracomp.app.ui import build, page_options
 
@@ -140,6 +146,7 @@ def _with_page(server: FastAPI, app: App) -> Any:
         max_file_size=app.settings.limits.upload_bytes,
         show_error=False,
         enable_monitoring=False,
+        run_history=False,
         ssr_mode=False,
         **page_options(),
     )

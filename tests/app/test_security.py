@@ -363,3 +363,30 @@ def test_a_changed_token_ends_its_sessions(settings: Settings) -> None:
     assert old.user("", old.session("ann")) == "ann"
     assert new.user("", old.session("ann")) is None
     assert new.user("", old.session("bob")) == "bob"
+
+
+def test_the_pages_own_routes_are_guarded_too(settings: Settings) -> None:
+    pytest.importorskip("gradio")
+    made = App(settings.model_copy(update={"host": "0.0.0.0", "tokens": TOKENS}))
+    page = TestClient(make_server(made), base_url="http://192.0.2.7:7860")
+    files = {"files": ("../../evil.txt", b"x" * 100)}
+    for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x"):
+        assert page.get(path).status_code == 401
+    assert page.post("/gradio_api/upload", files=files).status_code == 401
+    assert page.get("/config", headers=bearer("ann")).status_code == 200
+    for place in (
+        "/etc/passwd",
+        str(settings.database),
+        str(settings.data / "keys"),
+        "loracomp/app/server.py",
+    ):
+        answer = page.get(f"/gradio_api/file={place}", headers=bearer("ann"))
+        assert answer.status_code in (403, 404)
+        assert "SQLite" not in answer.text
+    strange = {**bearer("ann"), "Origin": "https://evil.example"}
+    assert page.post("/gradio_api/upload", files=files, headers=strange).status_code == 403
+    large = {"files": ("large.bin", b"x" * (settings.limits.upload_bytes + 1))}
+    assert page.post("/gradio_api/upload", files=large, headers=bearer("ann")).status_code == 413
+    (kept,) = page.post("/gradio_api/upload", files=files, headers=bearer("ann")).json()
+    assert Path(kept).is_relative_to(settings.data / "page")
+    made.stop()
