@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,8 @@ def test_a_changed_token_ends_its_sessions(settings: Settings) -> None:
     assert new.user("", old.session("bob")) == "bob"
 
 
+# Gradio leaves the event loops of the applications that it makes and drops for the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_pages_own_routes_are_guarded_too(settings: Settings) -> None:
     pytest.importorskip("gradio")
     made = App(settings.model_copy(update={"host": "0.0.0.0", "tokens": TOKENS}))
@@ -390,3 +393,5 @@ def test_the_pages_own_routes_are_guarded_too(settings: Settings) -> None:
     (kept,) = page.post("/gradio_api/upload", files=files, headers=bearer("ann")).json()
     assert Path(kept).is_relative_to(settings.data / "page")
     made.stop()
+    del page
+    gc.collect()
