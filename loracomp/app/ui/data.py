@@ -51,8 +51,10 @@ class Data:
         """The data that there are, the chosen one kept."""
         rows: list[DataRow] = self.app.datasets.list(user_of(request))
         named = [(f"{row.name} ({row.pictures})", row.id) for row in rows]
-        known = chosen if any(row.id == chosen for row in rows) else None
-        return gr.update(choices=named, value=known)
+        if chosen and all(row.id != chosen for row in rows):
+            return gr.update(choices=named, value=None)
+        # Setting the value again would undo a choice that was made meanwhile.
+        return gr.update(choices=named)
 
     def _connect(self) -> None:
         shown = [self.captions, self.report, self.said]

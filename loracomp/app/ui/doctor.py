@@ -7,7 +7,7 @@ from typing import Any
 from loracomp.app.refusals import NotFoundError
 from loracomp.app.ui.markup import Markup, bullets, join, node, notice
 
-_KINDS = {"error": "error", "warning": "warning"}
+_NOTHING = ("", "nothing to do")
 
 
 def examined(report: dict[str, Any]) -> Markup:
@@ -25,10 +25,7 @@ def examined(report: dict[str, Any]) -> Markup:
         f"{whole}; {'nothing to mend' if not findings else 'see below'}.",
         "good" if report.get("complete") else "warning",
     )
-    lines = [
-        node("span", f"{one['message']}; {one['fix']}" if one.get("fix") else str(one["message"]))
-        for one in findings
-    ]
+    lines = [_line(one) for one in findings]
     return join([head, bullets(lines)])
 
 
@@ -43,6 +40,12 @@ def duplicates(app: Any, result: dict[str, Any]) -> Markup:
     ]
     found = bullets(faults) if faults else node("p", "Nothing to mend.")
     return node("div", node("h3", "The same twice"), same, node("h3", "Faults"), found, data_state="done")
+
+
+def _line(finding: dict[str, Any]) -> str:
+    """A finding and how to mend it, where there is something to mend."""
+    fix = str(finding.get("fix", ""))
+    return str(finding["message"]) if fix in _NOTHING else f"{finding['message']}; {fix}"
 
 
 def _names(app: Any, ids: list[str]) -> list[str]:

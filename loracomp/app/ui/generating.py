@@ -17,8 +17,8 @@ from loracomp.app.ui.sources import image
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
 
-def connect(app: Any, made: Compose) -> None:
-    """Connects Generate, Cancel and the clock between them."""
+def connect(app: Any, made: Compose, blocks: Any) -> None:
+    """Connects Generate, Cancel and the clock between them; a job that runs is found again after a reload."""
     form = made.form
 
     @telling(6)
@@ -47,6 +47,11 @@ def connect(app: Any, made: Compose) -> None:
         job = app.jobs.get(id_, user_of(request))
         return shown(job), gr.Timer(active=job.live), gr.update(visible=job.live), Markup("")
 
+    def again(request: gr.Request) -> tuple[Any, Any]:
+        live = [job for job in app.jobs.list(user_of(request), kind="generate") if job.live]
+        return (live[0].id, gr.Timer(active=True)) if live else (gr.skip(), gr.skip())
+
+    blocks.load(again, outputs=[made.job, made.timer], **QUIET)
     made.timer.tick(look, inputs=made.job, outputs=[made.stage, made.timer, made.cancel, made.said], **QUIET)
 
     @telling(1)

@@ -12,7 +12,7 @@ from loracomp.app.editing import ConvertRequest, EditRequest, ImportRequest, Pic
 from loracomp.app.ui import progress, shelf
 from loracomp.app.ui.doctor import duplicates, examined
 from loracomp.app.ui.finding import turned
-from loracomp.app.ui.markup import Markup, empty, facts, join, node, notice
+from loracomp.app.ui.markup import Markup, empty, facts, node, notice
 from loracomp.app.ui.panel import data_of, panel, plain
 from loracomp.app.ui.session import checked_request, telling, user_of
 from loracomp.app.ui.sources import thumbnail
@@ -255,7 +255,7 @@ def details(row: AdapterRow, report: dict[str, Any]) -> Markup:
         if row.editable
         else notice("It ships with loracomp; its weights can be set, its header stays as it is.")
     )
-    return join([head, row_of, examined(report), shipped])
+    return node("div", head, row_of, examined(report), shipped, cls="lc-stage")
 
 
 def _filled(row: AdapterRow) -> tuple[Any, ...]:

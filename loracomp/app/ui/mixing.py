@@ -39,7 +39,7 @@ def connect(app: Any, made: Compose, drawn: dict[str, Any]) -> None:
         trigger_mode="multiple",
         **QUIET,
     ).then(**drawn)
-    _cards(made)
+    _cards(made, drawn)
     _mask(made)
     _auto(app, made, drawn)
     _diagnose(app, made)
@@ -64,7 +64,7 @@ def no_picks(picks: list[Any]) -> Markup:
     return NO_PICKS if not picks else Markup("")
 
 
-def _cards(made: Compose) -> None:
+def _cards(made: Compose, drawn: dict[str, Any]) -> None:
     form = made.form
 
     def act(prompt: str, picks: Any, event: gr.EventData) -> tuple[Any, ...]:
@@ -89,6 +89,14 @@ def _cards(made: Compose) -> None:
         trigger_mode="multiple",
         **QUIET,
     )
+    finder = made.finder
+
+    def like(page: int, mode: tuple[str, str], event: gr.EventData) -> tuple[Any, ...]:
+        data = data_of(event)
+        return (1, ("like", str(data.get("id")))) if data.get("act") == "like" else (page, mode)
+
+    place = [finder.page, finder.mode]
+    form.picks.select(like, place, place, trigger_mode="multiple", **QUIET).then(**drawn)
     form.picks.change(
         lambda picks: gr.update(visible=len(checked(picks)) > 1), form.picks, made.check, **QUIET
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from loracomp.app.ui import compose, finding, generating, mixing, queue
+from loracomp.app.ui import compose, finding, generating, keeping, mixing, queue
 from loracomp.app.ui.compare import Compare
 from loracomp.app.ui.finding import ANY
 from loracomp.app.ui.form import OWN
@@ -44,14 +44,16 @@ def page(app: Any) -> Any:
                 jobs = queue.Queue(app)
         drawn = finding.connect(app, made)
         mixing.connect(app, made, drawn)
-        generating.connect(app, made)
+        generating.connect(app, made, blocks)
+        keeping.connect(app, made, blocks)
         ready = _clock(app, clock, state, made, drawn)
-        for shown in (train.shown(), watermark.shown()):
-            ready.change(**shown)
+        ready.change(**train.shown())
+        ready.change(**watermark.checked())
         blocks.load(**drawn)
         history_tab.select(**history.shown())
         train_tab.select(**train.shown())
         mark_tab.select(**watermark.shown())
+        mark_tab.select(**watermark.checked())
         library_tab.select(**library.shown())
         jobs_tab.select(**jobs.shown())
         jobs.run_while_chosen(tabs)

@@ -164,11 +164,13 @@ function card(pick) {
   });
   const mask = make("button", { type: "button", class: "lc-small", "aria-label": `Paint where ${pick.name} acts` }, pick.mask ? "Where: painted" : "Where: everywhere");
   mask.addEventListener("click", () => trigger("select", { act: "mask", id: pick.id }));
+  const like = make("button", { type: "button", class: "lc-small", "aria-label": `Find adapters like ${pick.name}` }, "Find alike");
+  like.addEventListener("click", () => trigger("select", { act: "like", id: pick.id }));
   const more = make("details", { open: open.has(pick.id) }, make("summary", {}, told(pick)), curve(pick));
   more.addEventListener("toggle", () => (more.open ? open.add(pick.id) : open.delete(pick.id)));
   const picture = pick.thumb ? make("img", { src: pick.thumb, alt: "", width: 56, height: 56 }) : make("span", { class: "lc-blank" });
   const head = make("div", { class: "lc-pick-head" }, make("strong", {}, pick.name), remove);
-  const body = make("div", { class: "lc-pick-body" }, head, words(pick), weight(pick), make("div", { class: "lc-pick-more" }, more, mask));
+  const body = make("div", { class: "lc-pick-body" }, head, words(pick), weight(pick), make("div", { class: "lc-pick-more" }, more, like, mask));
   return make("li", { class: "lc-pick", "data-id": pick.id }, picture, body);
 }
 

@@ -76,6 +76,15 @@ class Train:
             with gr.Row():
                 self.lr = gr.Number(0, label="Learning rate", minimum=0, step=0.0001, min_width=120)
                 self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
+            self.prompts = gr.Textbox(
+                label="Sample prompts",
+                placeholder="one a line; captions if left empty",
+                lines=2,
+                elem_id="train-prompts",
+            )
+            self.count = gr.Number(
+                2, label="Samples per prompt", precision=0, minimum=0, maximum=16, elem_id="train-samples"
+            )
         self.presets = plain(id="presets", classes="lc-quiet")
         self.start = gr.Button("Start training", variant="primary", elem_id="train-start")
         self.said = plain(id="train-notice")
@@ -97,7 +106,7 @@ class Train:
     def _connect(self) -> None:
         asked = [
             self.data.chosen, self.name, self.kind, self.trigger, self.steps, self.rank, self.batch, self.lr,
-            self.seed,
+            self.seed, self.prompts, self.count,
         ]  # fmt: skip
 
         @telling(3)
@@ -170,28 +179,27 @@ class Train:
 
 def request_of(
     data: str | None, name: str, kind: str, trigger: str, steps: float, rank: float, batch: float, lr: float,
-    seed: float,
+    seed: float, prompts: str, count: float,
 ) -> TrainRequest:  # fmt: skip
     """What the queue takes for a run; raises :class:`UsageError` that names the field."""
-    values = {
+    numbers = {
         "steps": int(steps or 0),
         "rank": int(rank or 0),
         "batch": int(batch or 0),
         "lr": float(lr or 0),
     }
-    given = {name: value for name, value in values.items() if value}
-    return checked_request(
-        TrainRequest,
-        {
-            "data": data or "",
-            "name": name.strip(),
-            "kind": kind,
-            "trigger": trigger,
-            "seed": int(seed or 0),
-            **given,
-        },
-        {"data": "choose training data first", "name": "give the adapter a name of letters, digits, - and _"},
-    )
+    lines = [line.strip() for line in (prompts or "").splitlines() if line.strip()]
+    sampling = {"sample_count": int(count or 0), **({"sample_prompts": lines} if lines else {})}
+    values = {
+        "data": data or None, "name": (name or "").strip(), "kind": kind, "trigger": trigger or "",
+        "seed": int(seed or 0), "settings": sampling,
+        **{name: value for name, value in numbers.items() if value},
+    }  # fmt: skip
+    hints = {
+        "data": "choose training data first",
+        "name": "give the adapter a name of letters, digits, - and _",
+    }
+    return checked_request(TrainRequest, values, hints)
 
 
 def samples(job: str, names: list[str]) -> Markup | None:
@@ -201,7 +209,7 @@ def samples(job: str, names: list[str]) -> Markup | None:
     tiles = [
         node(
             "figure", node("img", src=sample(job, name), alt=_said(name), loading="lazy"),
-            node("figcaption", _said(name)), cls="lc-figure",
+            node("figcaption", _said(name)), cls="lc-figure lc-wide" if name == "final" else "lc-figure",
         )
         for name in reversed(names)
     ]  # fmt: skip

@@ -99,10 +99,14 @@ class Watermark:
             rows = self.app.library.page(size=200, usable=True).rows
             named = [(row.name, row.id) for row in rows]
             own = gr.update(choices=named)
-            return self._missing(), *self._listed(user), own, gr.update(choices=[("not at hand", ""), *named])
+            return *self._listed(user), own, gr.update(choices=[("not at hand", ""), *named])
 
-        outputs = [self.missing, self.keys, self.mark_key, self.key, self.source, self.adapter]
+        outputs = [self.keys, self.mark_key, self.key, self.source, self.adapter]
         return {"fn": load, "outputs": outputs, **QUIET}
+
+    def checked(self) -> dict[str, Any]:
+        """The event that says what cannot be done here; apart, for it opens the codec."""
+        return {"fn": self._missing, "outputs": self.missing, **QUIET}
 
     def _missing(self) -> Any:
         """Why something cannot be done here; nothing is claimed while torch is on its way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[3]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
@@ -42,6 +44,8 @@ class Server:
         command = [
             sys.executable, "-m", "loracomp", "app", "--port", "0", "--data", str(self.folder / "data"),
             "--library", str(self.folder / "library"), "--pictures", str(self.folder / "pictures"),
+            "--codec", str(self.folder / "codec.safetensors"),
+            "--calibration", str(self.folder / "calibration.safetensors"),
         ]  # fmt: skip
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
@@ -109,9 +113,45 @@ def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     for path in sorted((ROOT / "examples" / "styles" / "mono").iterdir())[:12]:
         if path.is_file():
             shutil.copyfile(path, data / path.name)
+    small_codec(made.folder)
     made.start()
     yield made
     made.stop()
+
+
+def noise(count: int, seed: int, side: int = 32) -> torch.Tensor:
+    """Pictures of soft spots, (count, 3, side, side), of the values that a file can hold."""
+    source = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 8, 8, generator=source)
+    made = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
+    return ((made * 255).round() / 255).clamp(0, 1)
+
+
+def small_codec(folder: Path) -> None:
+    """A codec that nothing was learned for, and its calibration: enough to tell pictures made for a key."""
+    from loracomp.watermark.calibration import joined
+    from loracomp.watermark.codec import Codec
+    from loracomp.watermark.networks import Shape
+    from loracomp.watermark.screening import with_acceptance
+
+    torch.manual_seed(1)
+    codec = Codec.fresh(Shape(12, 16, 32, 40, widths=(8, 8), blocks=(1, 1), bits=32), "glyph").to("cpu")
+    codec.save(folder / "codec.safetensors")
+    rows, half = codec.read(noise(600, 0)), torch.arange(300)
+    parts = [("real", rows[:300], half), ("base", rows[300:], half)]
+    with_acceptance(joined(parts, "glyph", codec.digest), 50).save(folder / "calibration.safetensors")
+
+
+@pytest.fixture
+def asked(server: Server) -> Callable[[str], Any]:
+    """What the HTTP interface answers: ``asked("/history")``; bytes of what is not JSON."""
+
+    def ask(path: str) -> Any:
+        with urllib.request.urlopen(f"{server.address}/api/v1{path}", timeout=30) as answer:
+            body = answer.read()
+        return json.loads(body) if answer.headers["Content-Type"].startswith("application/json") else body
+
+    return ask
 
 
 Open = Callable[..., Any]
