@@ -74,6 +74,7 @@ class GateHook(ModelHook):
         """Replaces the programs; takes effect with the next denoiser call."""
         self.scores.set_programs(programs)
         self._freedom = freedom(programs)
+        self._followed = bool((self._freedom == 1).all())
         if self.cache is not None:
             self.cache.forget()
 
@@ -182,7 +183,7 @@ class GateHook(ModelHook):
         if self.gating.times is not self._times:
             self.gating.times, self.gating.levels = self._times, levels_of(self.scores.run.scheduler())
         self._freedom = self._freedom.to(program.device)
-        self.gating.show(self.step, self._freedom[program])
+        self.gating.show(self.step, None if self._followed else self._freedom[program])
 
     def _refreshed(self, score: Score, part: slice) -> Tensor | None:
         """Which of the rows the cache computes anew; None for all."""

@@ -66,7 +66,7 @@ class Joint:
         self.cross, self.square = 2 * exact.T @ bias / self.width, bias.square().mean()
         self._input: Tensor | None = None
 
-    def at(self, x: Tensor, free: Tensor) -> tuple[rule.Numbers, tuple[Tensor, Tensor]]:
+    def at(self, x: Tensor, free: Tensor | None) -> tuple[rule.Numbers, tuple[Tensor, Tensor]]:
         """Numbers of the adapters' joined outputs, and the base's moments, for an input (…, tokens, d_in)."""
         if self._input is not x:
             hidden = []

@@ -19,12 +19,12 @@ class Stage:
     """What the layers of a model have in common in a step.
 
     Attributes:
-        free: How far each adapter is gated, 0 for not at all, shape (rows or 1, adapters).
+        free: How far each adapter is gated, 0 for not at all, shape (rows or 1, adapters); None for 1.
     """
 
     def __init__(self, form: Form) -> None:
         self.form = form
-        self.free = torch.ones(1, 1)
+        self.free: Tensor | None = None
 
 
 class LayerGating:
@@ -65,7 +65,7 @@ class LayerGating:
             hidden: Gated hidden values, shape (rows, tokens, C).
             y: The module's own output, shape (rows, tokens, d).
         """
-        free = self.stage.free[:, None]
+        free = None if self.stage.free is None else self.stage.free[:, None]
         form, vectors = self.stage.form, rule.Vectors(self.named, self.bias, self.scale)
         known, moments = self.joint.at(x, free) if self.joint else (None, None)
         hidden, free = self.stack.extended(form, hidden, free)
@@ -151,12 +151,12 @@ class Gating:
         ):
             layer.bias, layer.scale = bias, scale
 
-    def show(self, step: int, free: Tensor) -> None:
+    def show(self, step: int, free: Tensor | None) -> None:
         """Sets the step, and how far each row's adapters are gated.
 
         Args:
             step: Number of the step; :attr:`levels` has its noise level.
-            free: Shape (rows or 1, adapters).
+            free: Shape (rows or 1, adapters); None where all are gated as trained.
         """
         self.stage.free, self.step = free, step
         level = self.levels[step]

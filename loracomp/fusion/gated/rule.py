@@ -16,7 +16,7 @@ hᵢ · (mean of Bᵢ's rows), its second moment hᵢᵀ (BᵢᵀBᵢ / d) hᵢ.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,12 +45,21 @@ class Grams:
         sums: Sum of each column of U, shape (…, C).
         owner: One-hot, shape (C, adapters).
         width: d, output channels.
+        products: UᵀU / d within adapters, then of all, side by side, shape (…, C, 2 C).
+        means: Means of the columns, each in its adapter's place, shape (…, C, adapters).
     """
 
     whole: Tensor
     sums: Tensor
     owner: Tensor
     width: int
+    products: Tensor = field(init=False)
+    means: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        within = self.whole * (self.owner @ self.owner.mT)
+        object.__setattr__(self, "products", torch.cat([within, self.whole], dim=-1) / self.width)
+        object.__setattr__(self, "means", self.sums.unsqueeze(-1) * self.owner / self.width)
 
     @classmethod
     def of(cls, up: Tensor, owner: Tensor) -> Grams:
@@ -114,7 +123,7 @@ class Stack:
         owners = torch.block_diag(grams.owner, torch.ones(count, 1).to(grams.owner))
         return cls(whole, [*spans, (rank, rank + count)], Grams.of(whole, owners), grams.whole @ z)
 
-    def extended(self, form: Form, hidden: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    def extended(self, form: Form, hidden: Tensor, free: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Hidden values and freedom with those of the global adapter, if there is one.
 
         It is made of what is gated, and where the gate fades for one adapter alone, so does it.
@@ -123,41 +132,43 @@ class Stack:
             return hidden, free
         ranks = hidden.shape[-1]
         owner = self.grams.owner[:ranks, :-1]
-        present = (free != 0).to(owner) @ owner.mT
-        extra = (hidden.to(self.mix.dtype) * present) @ self.mix
+        known = hidden.to(self.mix.dtype)
+        if free is not None:
+            known = known * ((free != 0).to(owner) @ owner.mT)
+        extra = known @ self.mix
         if form.solo:
             whole, sums = self.grams.whole[..., :ranks, :ranks], self.grams.sums[..., :ranks]
             grams = Grams(whole, sums, owner, self.grams.width)
             own = 1 - numbers(hidden, grams, free).share
             spread = (1 - own.square().sum(-1, keepdim=True)).clamp_min(0)
             extra = extra * spread / (spread + FADE)
-        most = free.amax(-1, keepdim=True)
-        return torch.cat([hidden, extra.to(hidden.dtype)], dim=-1), torch.cat([free, most], dim=-1)
+        if free is not None:
+            free = torch.cat([free, free.amax(-1, keepdim=True)], dim=-1)
+        return torch.cat([hidden, extra.to(hidden.dtype)], dim=-1), free
 
 
-def numbers(hidden: Tensor, grams: Grams, free: Tensor) -> Numbers:
+def numbers(hidden: Tensor, grams: Grams, free: Tensor | None = None) -> Numbers:
     """Means, variances and interplay of outputs that are never formed.
 
     Args:
         hidden: h of all ranks, shape (…, tokens, C).
         grams: Of the up factors.
-        free: 0 for adapters that are not gated, which count as absent; broadcasts to (…, tokens, adapters).
+        free: 0 for adapters that are not gated, which count as absent; broadcasts to (…, tokens, adapters);
+            None where all are.
     """
-    h, owner, width = hidden.to(grams.sums.dtype), grams.owner, grams.width
-    own = ((h @ (grams.whole * (owner @ owner.mT))) * h) @ owner / width
-    mean = (h * grams.sums.unsqueeze(-2)) @ owner / width
-    present = (free != 0).to(h)
-    energy = own.clamp_min(0) * present
-    rows = present @ owner.mT
-    both = h * rows
-    inner = ((both @ grams.whole) * both) @ owner / width
+    h = hidden.to(grams.sums.dtype)
+    if free is not None:
+        h = h * ((free != 0).to(h) @ grams.owner.mT)
+    both = (h @ grams.products).unflatten(-1, (2, h.shape[-1])) * h.unsqueeze(-2) @ grams.owner
+    energy, inner = both[..., 0, :].clamp_min(0), both[..., 1, :]
+    mean = h @ grams.means
     total = energy.sum(-1, keepdim=True)
     others = (inner.sum(-1, keepdim=True) - 2 * inner + energy).clamp_min(0)
     return Numbers(
         mean,
-        (own - mean.square()).clamp_min(0).add(EPSILON).rsqrt(),
-        ((total - energy) / (total + _TINY)).clamp(0, 1),
-        ((inner - energy) * (energy * others + _TINY).rsqrt()).clamp(-1, 1),
+        (energy - mean.square()).clamp_min(0).add(EPSILON).rsqrt(),
+        (total - energy) / (total + _TINY),
+        (inner - energy) * (energy * others + _TINY).rsqrt(),
     )
 
 
@@ -187,44 +198,60 @@ class Vectors:
         return cls(named, named["b"] + phases @ shift, 1 + phases @ scale)
 
 
-def normalized(y: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Layer norm of y (…, d) without weights; ``moments`` are mean and 1 / std of a wider layer."""
+def normalized(y: Tensor, named: Mapping[str, Tensor], moments: tuple[Tensor, Tensor] | None) -> Tensor:
+    """n_y: layer norm of y (…, d); ``moments`` are mean and 1 / std of a layer that it is part of."""
     if moments is None:
-        return F.layer_norm(y, y.shape[-1:], eps=EPSILON)
-    return (y - moments[0].to(y.dtype)) * moments[1].to(y.dtype)
+        return F.layer_norm(y, y.shape[-1:], named["base_weight"], named["base_bias"], EPSILON)
+    mean, rstd = (part.to(y.dtype) for part in moments)
+    return (y - mean) * rstd * named["base_weight"] + named["base_bias"]
 
 
-def factor(form: Form, vectors: Vectors, base: Tensor | None, own: Tensor, of: Numbers, i: int) -> Tensor:
-    """What multiplies the output of adapter i, shape (…, tokens, d).
+@dataclass(frozen=True)
+class Logits:
+    """The logits of all adapters as a function of each one's own numbers: z = level + slope ⊙ n + … .
 
-    Args:
-        form: Which terms there are.
-        vectors: The layer's gate.
-        base: n_y; None where no term needs it.
-        own: oᵢ.
-        of: What is known of the outputs.
-        i: Number of the adapter.
+    Attributes:
+        level: What does not depend on the adapter, shape (…, tokens, d).
+        slope: What the normalized output is multiplied with, or None.
+        share: What ρ is multiplied with, or None.
+        cosine: What κ is multiplied with, or None.
     """
-    named, dtype = vectors.named, own.dtype
-    terms: list[Tensor] = []
-    if form.base and base is not None:
-        terms.append(named["p"] * base)
-    if form.lora or form.cross:
-        inside = (own - of.mean[..., i, None].to(dtype)) * of.rstd[..., i, None].to(dtype)
-        inside = inside * named["lora_weight"] + named["lora_bias"]
-        terms += [named["q"] * inside] if form.lora else []
-        terms += [named["m"] * base * inside] if form.cross and base is not None else []
-    share = of.share[..., i, None].to(dtype)
-    if form.competition:
-        terms += [named["share"] * share, named["cosine"] * of.cosine[..., i, None].to(dtype)]
-    logits = vectors.bias
-    if terms:
-        features = sum(terms[1:], terms[0])
-        logits = logits + (features if vectors.scale is None else features * vectors.scale)
-    gate = named["v"] * torch.sigmoid(logits)
-    if not form.solo:
-        return gate.expand_as(own)
-    return 1 + share / (share + FADE) * (2 * gate - 1)
+
+    level: Tensor
+    slope: Tensor | None
+    share: Tensor | None
+    cosine: Tensor | None
+
+    @classmethod
+    def of(cls, form: Form, vectors: Vectors, y: Tensor, moments: tuple[Tensor, Tensor] | None) -> Logits:
+        """At a layer's own output; the terms are gathered by what they have in common."""
+        named, scale = vectors.named, vectors.scale
+        level: Tensor | None = None
+        slope = named["q"] if form.lora else None
+        if form.base or form.cross:
+            base = normalized(y, named, moments)
+            level = named["p"] * base if form.base else None
+            if form.cross:
+                cross = named["m"] * base
+                slope = cross if slope is None else slope + cross
+        if slope is not None:
+            bias = slope * named["lora_bias"]
+            level, slope = bias if level is None else level + bias, slope * named["lora_weight"]
+        parts = [slope, *((named["share"], named["cosine"]) if form.competition else (None, None))]
+        if scale is not None:
+            level = None if level is None else level * scale
+            parts = [None if part is None else part * scale for part in parts]
+        return cls(vectors.bias if level is None else level + vectors.bias, *parts)
+
+    def at(self, own: Tensor, of: Numbers, i: int) -> Tensor:
+        """The logits of adapter i, whose output is ``own`` (…, tokens, d)."""
+        z = self.level
+        if self.slope is not None:
+            z = torch.addcmul(z, self.slope, (own - of.mean[..., i, None]) * of.rstd[..., i, None])
+        if self.share is not None and self.cosine is not None:
+            z = torch.addcmul(z, self.share, of.share[..., i, None])
+            z = torch.addcmul(z, self.cosine, of.cosine[..., i, None])
+        return z
 
 
 def update(
@@ -233,7 +260,7 @@ def update(
     y: Tensor,
     hidden: Tensor,
     stack: Stack,
-    free: Tensor,
+    free: Tensor | None = None,
     known: Numbers | None = None,
     moments: tuple[Tensor, Tensor] | None = None,
     watch: Watch | None = None,
@@ -246,27 +273,36 @@ def update(
         y: The layer's own output, shape (…, tokens, d).
         hidden: h of all ranks, shape (…, tokens, C), of the global adapter too where there is one.
         stack: The adapters.
-        free: f, how far each adapter is gated, 0 for not at all; broadcasts to (…, tokens, adapters).
+        free: f, how far each adapter is gated, 0 for not at all; broadcasts to (…, tokens, adapters); None
+            for 1.
         known: From :func:`numbers`; computed where left out.
         moments: See :func:`normalized`.
         watch: Told the number of each adapter, its output and what that is multiplied with.
     """
     known = known or numbers(hidden, stack.grams, free)
-    named, base = vectors.named, None
-    if form.base or form.cross:
-        base = normalized(y, moments) * named["base_weight"] + named["base_bias"]
+    of = Numbers(*(part.to(hidden.dtype) for part in (known.mean, known.rstd, known.share, known.cosine)))
+    logits = Logits.of(form, vectors, y, moments)
+    fade = of.share / (of.share + FADE) if form.solo else of.share
+    strength = 2 * vectors.named["v"] if form.solo else vectors.named["v"]
     total: Tensor | None = None
     for i, (first, end) in enumerate(stack.spans):
         if first == end:
             continue
         own = hidden[..., first:end] @ stack.up[..., first:end].mT
-        gate = factor(form, vectors, base, own, known, i)
-        share = free[..., i, None].to(own.dtype)
-        held = 1 + share * (gate - 1)
-        if stack.mix is not None and i == len(stack.spans) - 1:
-            # The global adapter is extra: nothing where the gate is off, or where ours begins.
-            held = share * (gate - 1) if form.solo else share * gate
-        total = own * held if total is None else total + own * held
+        held = strength * torch.sigmoid(logits.at(own, of, i))
+        if form.solo:
+            held = torch.addcmul(1 - fade[..., i, None], fade[..., i, None], held)
+        held = _followed(form, held, None if free is None else free[..., i, None], stack, i)
+        total = own * held if total is None else torch.addcmul(total, own, held)
         if watch is not None:
             watch(i, own, held)
     return torch.zeros_like(y) if total is None else total
+
+
+def _followed(form: Form, factor: Tensor, share: Tensor | None, stack: Stack, i: int) -> Tensor:
+    """The factor as far as it is followed; that of the global adapter is what it adds at all."""
+    if stack.mix is not None and i == len(stack.spans) - 1:
+        # Nothing where the gate is off, and where ours begins.
+        factor = factor - 1 if form.solo else factor
+        return factor if share is None else share.to(factor.dtype) * factor
+    return factor if share is None else 1 + share.to(factor.dtype) * (factor - 1)

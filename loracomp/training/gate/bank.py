@@ -76,11 +76,10 @@ class Site:
     def _gated(self, vectors: rule.Vectors, y: Tensor, hidden: Tensor, up: Tensor, downs: Tensor) -> Tensor:
         count = hidden.shape[-1] // self.rank
         spans = [(i * self.rank, (i + 1) * self.rank) for i in range(count)]
-        owner, free = self.bench.constants(count, up.device)
+        owner = self.bench.owner(count, up.device)
         form, down = self.bench.form, downs.transpose(2, 3).flatten(3).flatten(1, 2)
         stack = rule.Stack.of(form, up, down, spans, owner)
-        hidden, free = stack.extended(form, hidden, free)
-        return rule.update(form, vectors, y, hidden, stack, free)
+        return rule.update(form, vectors, y, stack.extended(form, hidden, None)[0], stack)
 
     def _hidden(self, x: Tensor, chosen: Tensor) -> Tensor:
         """Hidden values of all ranks, shape (S, tokens, N · r)."""
@@ -112,7 +111,7 @@ class Bench:
     ) -> None:
         self.form = form
         self.turn: Turn | None = None
-        self._constants: dict[int, tuple[Tensor, Tensor]] = {}
+        self._owners: dict[int, Tensor] = {}
         paths = dict.fromkeys(path for adapter in adapters for path in adapter.layers)
         self.rank = max(layer.rank for adapter in adapters for layer in adapter.layers.values())
         self.sites = {
@@ -121,12 +120,11 @@ class Bench:
             if path.startswith(f"{name}.")
         }
 
-    def constants(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Owners of the ranks of ``count`` adapters, one-hot, and ones for each: the same in all layers."""
-        if count not in self._constants:
-            owner = torch.eye(count, device=device).repeat_interleave(self.rank, dim=0)
-            self._constants[count] = (owner, torch.ones(1, 1, count, device=device))
-        return self._constants[count]
+    def owner(self, count: int, device: torch.device) -> Tensor:
+        """Owners of the ranks of ``count`` adapters, one-hot: the same in all layers."""
+        if count not in self._owners:
+            self._owners[count] = torch.eye(count, device=device).repeat_interleave(self.rank, dim=0)
+        return self._owners[count]
 
     @property
     def widths(self) -> dict[str, int]:
