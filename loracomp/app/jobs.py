@@ -170,6 +170,7 @@ class Jobs:
             " WHERE id = ?",
             (state, json.dumps(dict(result or {})), error, time.time(), id_),
         )
+        self._database.run("DELETE FROM jobs WHERE id = ? AND user = ?", (id_, SYSTEM))
         self._wishes.pop(id_, None)
         self.preview_file(id_).unlink(missing_ok=True)
         self._tell()

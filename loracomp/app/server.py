@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -176,5 +177,7 @@ def _misunderstood(request: Request, error: Exception) -> JSONResponse:
 
 
 def _broken(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return JSONResponse({"error": "the server's disk is full; remove images or uploads"}, 507)
     _log.error("a request failed", exc_info=error)
     return JSONResponse({"error": "an error in loracomp; the server's log says more"}, 500)

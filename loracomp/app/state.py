@@ -78,7 +78,7 @@ class App:
             settings, self.jobs, self.library, self.datasets, self.history, self.uploads, keyring
         )
         self.drawing = DrawingJobs(settings, self.library, self.history, self.engine)
-        self._looked = 0.0
+        self._looked, self._ended, self._life = 0.0, False, threading.Lock()
         self.workers = Workers(
             self.jobs,
             {
@@ -106,6 +106,8 @@ class App:
 
     def stop(self) -> None:
         """Ends after the steps under way; training goes on in processes of its own."""
+        with self._life:
+            self._ended = True
         self.workers.stop()
         self.finding.close()
         self.database.close()
@@ -175,12 +177,17 @@ class App:
     def _begin(self) -> None:
         """What needs torch, once the base is open or cannot be."""
         self.engine.wait()
-        self.uploads.expire()
-        self.workers.start()
-        self.refresh()
+        with self._life:
+            if self._ended:
+                return
+            self.uploads.expire()
+            self.workers.start()
+            self.refresh()
 
     def _scan(self, job: Job, control: Control) -> Mapping[str, Any]:
         opened = self.library.scan(control.step)
+        if opened and self.finding.built:
+            self.jobs.submit("index", {}, SYSTEM, "index new files")
         self.jobs.submit("thumbnails", {}, SYSTEM, "draw thumbnails")
         return {"opened": opened}
 

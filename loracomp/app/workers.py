@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -89,8 +90,10 @@ class Workers:
                 self._jobs.finish(job.id, _ENDS[stopped.cause], stopped.result)
         except LoracompError as error:
             self._jobs.finish(job.id, "failed", error=public(error))
-        except Exception:
+        except Exception as error:
             _log.exception("job %s failed", job.kind)
-            self._jobs.finish(job.id, "failed", error="an error in loracomp; the server's log says more")
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "the server's disk is full" if full else "an error in loracomp; the server's log says more"
+            self._jobs.finish(job.id, "failed", error=why)
         else:
             self._jobs.finish(job.id, "done", result)
