@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint unit bench assets clean help
+.PHONY: demo test lint unit browser bench assets clean help
 
 help:
 	@echo "make demo    draw a picture with two shipped LoRAs"
@@ -34,7 +34,19 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check loracomp tests benchmarks
 	$(BIN)/mypy
 
-unit: $(STAMP)
+# The page's tests need a Chromium: installed where that is allowed, named where it is not.
+BROWSERS := chromium chromium-browser google-chrome-stable google-chrome
+
+browser:
+	@for name in $(LORACOMP_CHROMIUM) $(BROWSERS); do command -v $$name > /dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "installing chromium for the page's tests (once)" >&2; \
+		{ apt-get update -qq && apt-get install -yqq --no-install-recommends chromium; } > /dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "no Chromium: the page's tests are skipped here, and fail where CI=true; run 'apt-get install chromium'" \
+		"or set LORACOMP_CHROMIUM to a browser's program" >&2
+
+unit: $(STAMP) browser
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test: lint unit
