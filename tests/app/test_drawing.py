@@ -104,7 +104,7 @@ def test_a_scheduler_of_ones_own_leaves_no_trace(client: TestClient, wait: Wait)
 
 
 def test_previews_change_nothing_and_are_seen(client: TestClient, wait: Wait) -> None:
-    request = {**QUICK, "prompt": "a house", "seed": 3, "steps": 25}
+    request = {**QUICK, "prompt": "a house", "seed": 3, "steps": 16}
     id_ = client.post("jobs/generate", json={**request, "preview": True}).json()["id"]
     seen = wait(lambda: (answer := client.get(f"jobs/{id_}/preview")).status_code == 200 and answer)
     assert Image.open(io.BytesIO(seen.content)).format == "WEBP"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from loracomp.app.following import follow
 from loracomp.app.processes import LongRun
-from loracomp.app.refusals import LimitError, NotFoundError
+from loracomp.app.refusals import LimitError, NotFoundError, StoppedError
 from loracomp.app.settings import Settings
 from loracomp.app.state import App
 from loracomp.app.training_jobs import TrainRequest
@@ -53,10 +53,10 @@ def request(data_id: str, **more: Any) -> TrainRequest:
     return TrainRequest(**{**facts, "settings": settings, **more})
 
 
-def test_training_survives_a_restart_of_the_app_and_its_own_death(
+def test_training_survives_a_restart_of_the_app_and_a_stop(
     app: App, settings: Settings, tmp_path: Path, wait: Wait
 ) -> None:
-    id_ = app.training.submit(request(data(app, tmp_path), steps=12), "ann")
+    id_ = app.training.submit(request(data(app, tmp_path), steps=24), "ann")
     run = LongRun(settings.data / "training" / id_)
     app.workers.start()
     wait(lambda: run.alive)
@@ -67,7 +67,11 @@ def test_training_survives_a_restart_of_the_app_and_its_own_death(
     state = run.folder / "squares.safetensors.ckpt" / "state.safetensors"
     wait(state.is_file, 120)
     assert len(starts(run)) == 1
-    run.kill()
+    again.jobs.stop(id_, "ann")
+    wait(lambda: again.jobs.get(id_, "ann").state == "interrupted", 60)
+    assert not run.alive
+    assert state.is_file()
+    again.jobs.resume(id_, "ann")
     job = wait(lambda: not (job := again.jobs.get(id_, "ann")).live and job, 120)
     assert (job.state, job.error) == ("done", "")
     assert len(starts(run)) == 2
@@ -75,7 +79,7 @@ def test_training_survives_a_restart_of_the_app_and_its_own_death(
     row = again.library.get(job.result["adapter"])
     assert (row.name, row.triggers, row.kind) == ("squares", ("sqr",), "style")
     assert load(again.library.path(row.id)).ranks == (1,)
-    assert again.training.curve(id_, "ann")[-1][0] == 12
+    assert again.training.curve(id_, "ann")[-1][0] == 24
     again.stop()
 
 
@@ -83,41 +87,68 @@ def starts(run: LongRun) -> list[dict[str, Any]]:
     return [event for event in run.all_events() if event.get("event") == "start"]
 
 
-def test_a_stopped_run_is_kept_and_a_canceled_one_is_not(
-    app: App, settings: Settings, tmp_path: Path, wait: Wait
-) -> None:
-    id_ = app.training.submit(request(data(app, tmp_path), steps=500), "ann")
-    run = LongRun(settings.data / "training" / id_)
-    app.workers.start()
-    wait(lambda: app.jobs.get(id_, "ann").step, 120)
-    app.jobs.stop(id_, "ann")
-    wait(lambda: app.jobs.get(id_, "ann").state == "interrupted", 60)
-    assert not run.alive
-    assert list(run.folder.rglob("state.safetensors"))
-    app.jobs.resume(id_, "ann")
-    wait(lambda: run.alive)
-    app.jobs.cancel(id_, "ann")
-    wait(lambda: app.jobs.get(id_, "ann").state == "canceled", 60)
-    assert not run.alive
-    assert not list(run.folder.rglob("state.safetensors"))
+class Following:
+    """A job that follows a command in a folder."""
+
+    def __init__(self, app: App, folder: Path, *command: str) -> None:
+        self.quitting, self.discarded = threading.Event(), False
+        self.id, self.app = app.jobs.submit("train", {}, "ann"), app
+        claimed = app.jobs.claim("train")
+        assert claimed is not None
+        self.run, self.command = LongRun(folder), command
+        self.control = Control(claimed, app.jobs, self.quitting)
+
+    def follow(self) -> None:
+        def discard() -> None:
+            self.discarded = True
+
+        follow(
+            self.run, self.control, command=lambda: self.command, over=lambda: False,
+            hear=lambda latest: None, discard=discard,
+        )  # fmt: skip
 
 
 def test_what_a_process_says_before_it_fails_is_told(app: App, tmp_path: Path) -> None:
-    job = app.jobs.submit("train", {}, "ann")
-    claimed = app.jobs.claim("train")
-    assert claimed is not None
-    run, told = LongRun(tmp_path), list[str]()
+    following = Following(app, tmp_path, "train", "check", str(tmp_path / "nowhere"), "--json")
     with pytest.raises(TrainingError, match="nowhere: no such folder") as caught:
-        follow(
-            run,
-            Control(claimed, app.jobs, threading.Event()),
-            command=lambda: ["train", "check", str(tmp_path / "nowhere"), "--json"],
-            over=lambda: False,
-            hear=lambda latest: told.extend(latest),
-            discard=lambda: None,
-        )
+        following.follow()
     assert str(tmp_path) not in str(caught.value)
-    assert (run.alive, run.result(), job) == (False, None, claimed.id)
+    assert (following.run.alive, following.run.result()) == (False, None)
+
+
+def test_a_process_that_dies_is_started_again_and_then_given_up(app: App, tmp_path: Path) -> None:
+    following = Following(app, tmp_path, "--version")
+    with pytest.raises(TrainingError, match="ended without a word"):
+        following.follow()
+
+
+@pytest.mark.parametrize(("cause", "lives", "discarded"), [("cancel", False, True), ("quit", True, False)])
+def test_cancel_ends_a_process_and_the_end_of_the_app_does_not(
+    app: App, tmp_path: Path, wait: Wait, cause: str, lives: bool, discarded: bool
+) -> None:
+    # Any command that goes on until it is ended will do.
+    following = Following(app, tmp_path, "app", "--port", "0", "--data", str(tmp_path / "other"))
+    caught: list[StoppedError] = []
+
+    def work() -> None:
+        try:
+            following.follow()
+        except StoppedError as stopped:
+            caught.append(stopped)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait(lambda: following.run.alive)
+    assert LongRun(tmp_path).alive
+    if cause == "cancel":
+        app.jobs.cancel(following.id, "ann")
+    else:
+        following.quitting.set()
+    thread.join(30)
+    assert [stopped.cause for stopped in caught] == [cause]
+    assert (following.run.alive, following.discarded) == (lives, discarded)
+    following.run.kill()
+    assert not following.run.alive
 
 
 def test_settings_are_checked_before_anything_starts(app: App, tmp_path: Path) -> None:
