@@ -94,11 +94,9 @@ class Train:
 
         def load(run: str | None, kind: str, data: str | None, request: gr.Request) -> tuple[Any, ...]:
             runs = self.app.jobs.list(user_of(request), kind="train")
-            known = run if any(job.id == run for job in runs) else (runs[0].id if runs else None)
-            named = [(f"{job.request['name']}, {progress.WORDS[job.state]}", job.id) for job in runs]
-            live = any(job.live for job in runs)
-            listed = gr.update(choices=named, value=known, visible=bool(runs))
-            return self.data.choices(data, request), listed, gr.Timer(active=live), self._preset(kind)
+            # A slow answer must not undo what was begun meanwhile: nothing is emptied or stopped here.
+            clock = gr.Timer(active=True) if any(job.live for job in runs) else gr.skip()
+            return self.data.choices(data, request), _runs(runs, run), clock, self._preset(kind)
 
         outputs = [self.data.chosen, self.run, self.timer, self.presets]
         return {"fn": load, "inputs": [self.run, self.kind, self.data.chosen], "outputs": outputs, **QUIET}
@@ -112,10 +110,9 @@ class Train:
         @telling(3)
         def start(request: gr.Request, *values: Any) -> tuple[Any, ...]:
             user = user_of(request)
-            id_ = self.app.training.submit(request_of(*values), user)
+            self.app.training.submit(request_of(*values), user)
             runs = self.app.jobs.list(user, kind="train")
-            named = [(f"{job.request['name']}, {progress.WORDS[job.state]}", job.id) for job in runs]
-            return gr.update(choices=named, value=id_, visible=True), gr.Timer(active=True), Markup("")
+            return _runs(runs, None), gr.Timer(active=True), Markup("")
 
         self.start.click(start, asked, [self.run, self.timer, self.said])
         self.kind.change(self._preset, self.kind, self.presets, **QUIET)
@@ -175,6 +172,16 @@ class Train:
             "p", f"Preset: {found['steps']} steps, rank {found['rank']}, batch {found['batch']}, "
             f"learning rate {found['lr']:g}.",
         )  # fmt: skip
+
+
+def _runs(runs: list[Job], chosen: str | None) -> Any:
+    """The list of runs; the newest is chosen where none was."""
+    if not runs:
+        return gr.skip()
+    named = [(f"{job.request['name']}, {progress.WORDS[job.state]}", job.id) for job in runs]
+    if any(job.id == chosen for job in runs):
+        return gr.update(choices=named, visible=True)
+    return gr.update(choices=named, value=runs[0].id, visible=True)
 
 
 def request_of(

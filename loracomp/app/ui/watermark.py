@@ -51,7 +51,7 @@ class Watermark:
     def _keys(self) -> None:
         plain("<h2>Your keys</h2>", id="keys-title")
         self.keys_said = plain(id="keys-notice")
-        self.keys = panel(id="keys")
+        self.keys = panel(key_list([]), id="keys")
         with gr.Row(equal_height=True, elem_classes="lc-actions"):
             self.lora = gr.Textbox(
                 label="Key for the LoRA",
@@ -99,7 +99,9 @@ class Watermark:
             rows = self.app.library.page(size=200, usable=True).rows
             named = [(row.name, row.id) for row in rows]
             own = gr.update(choices=named)
-            return *self._listed(user), own, gr.update(choices=[("not at hand", ""), *named])
+            # A slow answer must not undo a key that was issued meanwhile.
+            keys = self._listed(user) if self.app.marks.keys.list(user) else [gr.skip()] * 3
+            return *keys, own, gr.update(choices=[("not at hand", ""), *named])
 
         outputs = [self.keys, self.mark_key, self.key, self.source, self.adapter]
         return {"fn": load, "outputs": outputs, **QUIET}
