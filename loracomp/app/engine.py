@@ -96,6 +96,8 @@ class Engine:
             after.wait(patience_s)
         self._began = time.monotonic()
         try:
+            # The first image then waits for nothing but itself, and no page for its imports.
+            import loracomp.drawing  # noqa: F401
             from loracomp.loading import open_base
 
             settings = self._settings

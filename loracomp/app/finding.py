@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from loracomp.errors import LoracompError, UsageError
 if TYPE_CHECKING:
     from loracomp.retrieval.search import Answer, Searcher
 
+_log = logging.getLogger(__name__)
 _MOST = 100
 _NO_INDEX = "the index of what weights do is not built yet; names, triggers and tags were searched"
 
@@ -142,6 +144,15 @@ class Finding:
             bands=[found.frequency.band if found and found.frequency else None for found in known],
         )
         return {**report_values(report), "advice": asdict(advise(report))}
+
+    def warm(self) -> None:
+        """Opens the index and its text encoder, if there is one, so that no search has to wait for them."""
+        try:
+            if self.built:
+                with self._searching() as (_, searcher):
+                    searcher.text("warm", 1)
+        except LoracompError as error:
+            _log.warning("the index cannot be opened: %s", public(error))
 
     def close(self) -> None:
         """Lets go of the index; the next search opens it anew."""

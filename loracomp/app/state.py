@@ -183,6 +183,7 @@ class App:
             self.uploads.expire()
             self.workers.start()
             self.refresh()
+        self.finding.warm()
 
     def _scan(self, job: Job, control: Control) -> Mapping[str, Any]:
         opened = self.library.scan(control.step)
