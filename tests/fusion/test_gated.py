@@ -17,6 +17,7 @@ from loracomp.errors import BaseMismatchError, FormatError, ResourceError, Usage
 from loracomp.fusion import METHODS, Program
 from loracomp.fusion.gated import Form, GateWeights, rule
 from loracomp.fusion.gated.form import features
+from loracomp.fusion.gated.outputs import Stack
 from loracomp.pipeline import attach, base_of, denoiser_of, detach
 
 SUFFIXES = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "proj_in")
@@ -109,11 +110,11 @@ def evaluated(
         owner[first:end, i] = 1
     rows = torch.tensor(free, dtype=torch.float64)[None, None]
     down = torch.randn(hidden.shape[-1], 11, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    stack = rule.Stack.of(form, up, down, spans, owner)
-    hidden, rows = stack.extended(form, hidden, rows)
+    stack = Stack.of(form, up, down, spans, owner)
+    hidden, all_rows = stack.extended(form, hidden, rows)
     phases = features(level, form.time).double() if form.time else None
     vectors = rule.Vectors.of(form, values.double(), phases)
-    return rule.update(form, vectors, y, hidden, stack, rows)
+    return rule.update(form, vectors, y, hidden, stack, all_rows)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -297,12 +298,13 @@ def test_the_global_adapter_is_the_best_approximation_of_the_sum() -> None:
     spans = [(0, 2), (2, 7), (7, 10)]
     for i, (first, end) in enumerate(spans):
         owner[first:end, i] = 1
-    stack = rule.Stack.of(form, up, down, spans, owner)
+    stack = Stack.of(form, up, down, spans, owner)
     hidden, free = stack.extended(form, x @ down.T, torch.ones(1, 1, 3, dtype=torch.float64))
     first, end = stack.spans[-1]
     u, s, v = torch.linalg.svd(up @ down)
     best = u[:, :2] * s[:2] @ v[:2]
     assert relative(hidden[..., first:end] @ stack.up[:, first:end].T, x @ best.T) < 1e-6
+    assert free is not None
     assert free.shape[-1] == 4
     silent, _ = stack.extended(form, x @ down.T, torch.zeros(1, 1, 3, dtype=torch.float64))
     assert float(silent[..., first:end].abs().max()) == 0

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from loracomp.fusion.gated import rule
+from loracomp.fusion.gated import outputs
 from loracomp.fusion.gated.form import Form
 from loracomp.fusion.stacked import StackedUpdate
 
@@ -47,11 +47,11 @@ class Joint:
         self,
         form: Form,
         modules: Sequence[nn.Linear],
-        members: Sequence[tuple[StackedUpdate, rule.Stack]],
+        members: Sequence[tuple[StackedUpdate, outputs.Stack]],
     ) -> None:
         self.form, self.members = form, tuple(members)
         stacks = [stack for _, stack in members]
-        self.grams = rule.Grams(
+        self.grams = outputs.Grams(
             torch.block_diag(*(stack.grams.whole for stack in stacks)),
             torch.cat([stack.grams.sums for stack in stacks]),
             torch.cat([stack.grams.owner for stack in stacks]),
@@ -66,14 +66,14 @@ class Joint:
         self.cross, self.square = 2 * exact.T @ bias / self.width, bias.square().mean()
         self._input: Tensor | None = None
 
-    def at(self, x: Tensor, free: Tensor | None) -> tuple[rule.Numbers, tuple[Tensor, Tensor]]:
+    def at(self, x: Tensor, free: Tensor | None) -> tuple[outputs.Numbers, tuple[Tensor, Tensor]]:
         """Numbers of the adapters' joined outputs, and the base's moments, for an input (…, tokens, d_in)."""
         if self._input is not x:
             hidden = []
             for update, stack in self.members:
                 own, freedom = stack.extended(self.form, update.hidden(x.to(update.down.dtype)), free)
                 hidden.append(own)
-            self._numbers = rule.numbers(torch.cat(hidden, dim=-1), self.grams, freedom)
+            self._numbers = outputs.numbers(torch.cat(hidden, dim=-1), self.grams, freedom)
             self._moments = self._base(x.to(self.second.dtype))
             self._input = x
         return self._numbers, self._moments
@@ -86,7 +86,7 @@ class Joint:
         mean = (x @ self.mean + self.shift)[..., None]
         second = ((x @ self.second) * x).sum(-1) + x @ self.cross + self.square
         variance = (second[..., None] - mean.square()).clamp_min(0)
-        return mean, (variance + rule.EPSILON).rsqrt()
+        return mean, (variance + outputs.EPSILON).rsqrt()
 
 
 def _bias(module: nn.Linear) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loracomp.fusion.gated import rule
+from loracomp.fusion.gated import outputs, rule
 from loracomp.fusion.gated.form import Form, features
 from loracomp.fusion.gated.joint import Joint, groups
 from loracomp.fusion.gated.weights import GateWeights
@@ -55,7 +55,7 @@ class LayerGating:
             owner[first:end, i] = 1
         up, down = update.up.flatten(1), update.down.flatten(1)
         down = down * update.scale.to(down.device, down.dtype)[:, None]
-        self.stack = rule.Stack.of(self.stage.form, up, down, spans, owner.to(up.device))
+        self.stack = outputs.Stack.of(self.stage.form, up, down, spans, owner.to(up.device))
 
     def add(self, x: Tensor, hidden: Tensor, y: Tensor) -> Tensor:
         """What the layer adds to its output, shape (rows, tokens, d).

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loracomp.adapter import Adapter
-from loracomp.fusion.gated import rule
+from loracomp.fusion.gated import outputs, rule
 from loracomp.fusion.gated.form import Form
 from loracomp.fusion.stacked import reshape, weight_shape
 from loracomp.training.many.products import Kernel, ShiftedSum
@@ -78,7 +78,7 @@ class Site:
         spans = [(i * self.rank, (i + 1) * self.rank) for i in range(count)]
         owner = self.bench.owner(count, up.device)
         form, down = self.bench.form, downs.transpose(2, 3).flatten(3).flatten(1, 2)
-        stack = rule.Stack.of(form, up, down, spans, owner)
+        stack = outputs.Stack.of(form, up, down, spans, owner)
         return rule.update(form, vectors, y, stack.extended(form, hidden, None)[0], stack)
 
     def _hidden(self, x: Tensor, chosen: Tensor) -> Tensor:
