@@ -231,3 +231,7 @@ def test_the_interface_is_documented(client: TestClient) -> None:
     deeds = [deed for path in table["paths"].values() for deed in path.values()]
     assert len(deeds) > 50
     assert all(deed["description"] and deed["tags"] for deed in deeds)
+    page = client.get("docs").text
+    assert all(path in page for path in table["paths"])
+    assert "What to draw" in page
+    assert "http://" not in page and "https://" not in page
