@@ -65,14 +65,14 @@ def test_training_survives_a_restart_of_the_app_and_a_stop(
     again = App(settings)
     again.workers.start()
     state = run.folder / "squares.safetensors.ckpt" / "state.safetensors"
-    wait(state.is_file, 120)
+    wait(state.is_file, 300)
     assert len(starts(run)) == 1
     again.jobs.stop(id_, "ann")
-    wait(lambda: again.jobs.get(id_, "ann").state == "interrupted", 60)
+    wait(lambda: again.jobs.get(id_, "ann").state == "interrupted", 300)
     assert not run.alive
     assert state.is_file()
     again.jobs.resume(id_, "ann")
-    job = wait(lambda: not (job := again.jobs.get(id_, "ann")).live and job, 120)
+    job = wait(lambda: not (job := again.jobs.get(id_, "ann")).live and job, 300)
     assert (job.state, job.error) == ("done", "")
     assert len(starts(run)) == 2
     assert not state.exists()
