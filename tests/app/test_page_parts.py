@@ -122,8 +122,8 @@ def values(**changes: Any) -> Values:
     """What the form holds, with changes."""
     plain: dict[str, Any] = {
         "prompt": "a cat", "negative": "", "picks": [], "masks": {}, "method": "merge", "steps": 0,
-        "guidance": 0,        "scheduler": "the model's own", "seed": 5, "lock": True, "batch": 1, "width": 0, "height": 0,
-        "example": "", "rest": {},
+        "guidance": 0, "scheduler": "the model's own", "seed": 5, "lock": True, "batch": 1, "width": 0,
+        "height": 0, "example": "", "rest": {},
     }  # fmt: skip
     return Values(**(plain | changes))
 

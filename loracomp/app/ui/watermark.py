@@ -120,8 +120,10 @@ class Watermark:
     def _listed(self, user: str) -> tuple[Any, ...]:
         keys = self.app.marks.keys.list(user)
         named = [(_called(key), key.id) for key in keys if key.kind == "issued"]
-        choice = gr.update(choices=named, value=named[-1][1] if named else None)
-        return key_list(keys), choice, choice
+        newest = named[-1][1] if named else None
+        # Gradio takes an update apart, so each list gets one of its own.
+        lists = (gr.update(choices=named, value=newest) for _ in range(2))
+        return key_list(keys), *lists
 
     def _connect(self) -> None:
         listed = [self.keys, self.mark_key, self.key]

@@ -14,6 +14,7 @@ from PIL import Image
 Open = Callable[..., Any]
 Ask = Callable[[str], Any]
 ROOT = Path(__file__).parents[3]
+PATIENCE_MS = 60_000
 
 
 def choose(page: Any, label: str, option: str) -> None:
@@ -57,7 +58,7 @@ def test_a_caption_is_written_and_an_adapter_trained(visit: Open, asked: Ask) ->
     page.wait_for_timeout(500)
     assert asked(f"/datasets/{data}/pictures")[0]["caption"] == "a bathtub in ink"
     train(page, "my-ink", 4)
-    page.get_by_text("my-ink is in the library").wait_for()
+    page.get_by_text("my-ink is in the library").wait_for(timeout=3 * PATIENCE_MS)
     page.locator("#run-stage svg[role=img]").wait_for()
     page.get_by_alt_text("without and with the adapter").wait_for()
     job = next(job for job in asked("/jobs") if job["kind"] == "train")
@@ -100,7 +101,7 @@ def test_pictures_are_verified_in_plain_words(visit: Open, asked: Ask, server: A
     file.chmod(0o600)
     pictures = marked(server.folder, read_key(file), 8, tmp_path)
     page.locator("#verify-files input[type=file]").set_input_files(pictures)
-    page.locator("#verify-files").get_by_text("7.png").wait_for()
+    page.locator("#verify-files").get_by_text("KB").nth(7).wait_for()
     page.get_by_role("button", name="Verify").click()
     report = page.locator("#mark-report article")
     report.wait_for()
@@ -153,7 +154,7 @@ def test_work_goes_on_after_the_app_was_killed(visit: Open, asked: Ask, server: 
     fresh.get_by_role("tab", name="Jobs").click()
     fresh.get_by_text("a house").wait_for()
     fresh.get_by_role("tab", name="Train").click()
-    fresh.get_by_text("long-ink is in the library").wait_for()
+    fresh.get_by_text("long-ink is in the library").wait_for(timeout=3 * PATIENCE_MS)
     states = {job["title"]: job["state"] for job in asked("/jobs")}
     assert states["train long-ink"] == "done"
     assert states["a house"] in ("done", "running", "queued")
