@@ -66,11 +66,11 @@ class Compare:
         with gr.Row(elem_classes="lc-axis"):
             first = "weight" if number == 0 else NOTHING
             field = gr.Dropdown(
-                [NOTHING, *FIELDS] if number else list(FIELDS), value=first, label=name, min_width=110,
+                [NOTHING, *FIELDS] if number else list(FIELDS), value=first, label=name, min_width=150,
                 elem_id=f"axis-{number}",
             )  # fmt: skip
             values = gr.Textbox(
-                STARTS.get(first, ""), label=f"Values, {name.lower()}", min_width=150, scale=2, max_lines=1,
+                STARTS.get(first, ""), label=f"Values, {name.lower()}", min_width=190, scale=2, max_lines=1,
                 placeholder=HINTS.get(first, "separated by commas"), elem_id=f"values-{number}",
             )  # fmt: skip
         about = gr.Dropdown(

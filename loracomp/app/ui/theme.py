@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
+# Gradio confines a style sheet to what is inside the page's frame; this is about the frame itself.
+_NARROW = "@media (max-width: 640px) { .main.fillable { padding-inline: 0 !important; } }"
 _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
@@ -70,7 +72,7 @@ def page_options() -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": (_HERE / "style.css").read_text(encoding="utf-8"),
-        "head": f"<script>{script('page')}</script>",
+        "head": f"<style>{_NARROW}</style><script>{script('page')}</script>",
         "footer_links": [],
     }
 
