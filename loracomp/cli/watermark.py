@@ -12,6 +12,9 @@ from loracomp.cli.screen import Json, emit_json, steps_bar
 from loracomp.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loracomp.adapter import Adapter
     from loracomp.watermark.codec import Codec
     from loracomp.watermark.keys import Key
 
@@ -108,6 +111,23 @@ def open_codec(path: Path | None, base: str, pooled: bool = False) -> Codec:
     return load_codec(path or shipped_codec(base, pooled))
 
 
+def open_for(texts: Sequence[str], base: str, device: str) -> tuple[Any, list[Adapter]]:
+    """A base and adapters of it, as ``train run`` makes them for a base of one's own too."""
+    from loracomp.formats import load
+    from loracomp.library import find
+    from loracomp.loading import open_base
+    from loracomp.training.result import Origin
+    from loracomp.training.wiring import row_of
+
+    if not base:
+        found = [load(find(text)) for text in texts]
+        return open_base(found[0].base, dtype="fp32", device=device), found
+    pipe = open_base(base, dtype="fp32", device=device)
+    origin = Origin.of(pipe, row_of(pipe))
+    own = None if origin.name == origin.row.name else origin.shapes
+    return pipe, [load(find(text), modules=own) for text in texts]
+
+
 @app.command("embed")
 def embed(
     adapter: Annotated[str, typer.Argument(help="LoRA file or shipped adapter; it stays as it is.")],
@@ -130,7 +150,6 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Put a key's mark into a LoRA, and sign the file. Ctrl-C saves; the same command goes on."""
-    from loracomp.library import open_adapter
     from loracomp.training.config import parse_settings
     from loracomp.training.interrupt import ctrl_c
     from loracomp.training.progress import reporter
@@ -140,14 +159,14 @@ def embed(
     from loracomp.watermark.keyfile import read_key
 
     secret = read_key(key)
-    twin = open_adapter(adapter)
+    pipe, (twin, *others) = open_for([adapter, *(shadow or [])], base, device)
     opened = open_codec(codec, twin.base)
-    shadows = fitting_shadows([open_adapter(name) for name in shadow or []], twin)
+    shadows = fitting_shadows(others, twin)
     note = {"event": "interrupt", "text": "finishing this step, then saving; Ctrl-C again stops now"}
     with reporter(sys.stderr, as_json) as report, ctrl_c(lambda: report(note)) as stop:
         result = mark(
             twin, out, secret, opened, mark_settings(parse_settings(setting or [])), base=base, data=data,
-            shadows=shadows, device=device, seed=seed, report=report, stop=stop,
+            pipe=pipe, shadows=shadows, device=device, seed=seed, report=report, stop=stop,
         )  # fmt: skip
     if as_json:
         emit_json({**result.summary, "manifest": str(out.with_suffix(".manifest.json"))})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loracomp.cli.screen import Json, emit_json, emit_table, steps_bar
-from loracomp.cli.watermark import CodecFile, Device, KeyFile, app, open_codec
+from loracomp.cli.watermark import CodecFile, Device, KeyFile, app, open_codec, open_for
 from loracomp.cli.watermark_check import Base, CalibrationFile, open_calibration
-from loracomp.errors import UsageError
+from loracomp.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from loracomp.watermark.attacks import Row
@@ -28,38 +28,45 @@ def attack(
     name: Annotated[list[str] | None, typer.Option("--attack", help="Only this attack or kind.")] = None,
     other: Annotated[list[str] | None, typer.Option("--other", help="A LoRA to merge with.")] = None,
     copy: Annotated[list[Path] | None, typer.Option("--copy", help="Another user's copy.")] = None,
+    surrogate: Annotated[
+        Path | None, typer.Option(help="A codec whose extractor the attacker has gradients of.")
+    ] = None,
+    foreign_vae: Annotated[
+        Path | None, typer.Option(help="Folder of an autoencoder that is not the base's.")
+    ] = None,
     images: Annotated[int, typer.Option(help="Pictures per cell.")] = 40,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the base's own if left out.")] = None,
     sign: Annotated[bool, typer.Option("--sign", help="Put the power curve into the manifest.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for the table.")] = None,
     codec: CodecFile = None,
     calibration: CalibrationFile = None,
+    base: Annotated[str, typer.Option(help="Where the base lies, if it is none of the known ones.")] = "",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure what a mark stands, each attack on the unmarked twin as well, and its power by strength."""
     import json
 
-    from loracomp.library import open_adapter
-    from loracomp.loading import open_base
     from loracomp.training.watermark.prompts import prompts_for
     from loracomp.training.watermark.studio import Studio
     from loracomp.training.watermark.trials import attack as run
+    from loracomp.watermark.codec import load_codec
     from loracomp.watermark.keyfile import read_key
     from loracomp.watermark.manifest import add_power
 
-    secret, marked, plain = read_key(key), open_adapter(str(adapter)), open_adapter(twin)
+    secret, beside = read_key(key), other or []
+    files = [str(adapter), twin, *beside, *(str(path) for path in copy or [])]
+    pipe, (marked, plain, *rest) = open_for(files, base, device)
     opened = open_codec(codec, marked.base)
     known = open_calibration(calibration, marked.base, opened) if calibration else None
-    studio = Studio(
-        open_base(marked.base, dtype="fp32", device=device), prompts_for(plain, images), steps=steps
-    )
+    studio = Studio(pipe, prompts_for(plain, images), steps=steps, side=opened.shape.pixels)
     with steps_bar("attacking", as_json, "attack") as progress:
         done = iter(range(1, 10_000))
         rows, power, gain = run(
             marked, plain, secret, opened, studio, calibration=known, names=name or (),
-            others=[open_adapter(text) for text in other or []],
-            copies=[open_adapter(str(path)) for path in copy or []],
+            others=rest[: len(beside)], copies=rest[len(beside) :],
+            surrogate=load_codec(surrogate).to(studio.pipe.device) if surrogate else None,
+            foreign=_autoencoder(foreign_vae, studio.pipe.device) if foreign_vae else None,
             told=lambda row: progress(next(done), 0),
         )  # fmt: skip
     report = {"rows": [row.to_dict() for row in rows], "power": power, "gain": gain}
@@ -77,6 +84,15 @@ def attack(
     )
     columns = list(power[0])
     emit_table("power by strength", columns, [[f"{row[column]:g}" for column in columns] for row in power])
+
+
+def _autoencoder(folder: Path, device: Any) -> Any:
+    """An autoencoder in diffusers format."""
+    from diffusers import AutoencoderKL
+
+    if not (folder / "config.json").is_file():
+        raise ResourceError(f"{folder}: no config.json; --foreign-vae takes a folder in diffusers format")
+    return AutoencoderKL.from_pretrained(folder).to(device)
 
 
 @app.command("calibrate")

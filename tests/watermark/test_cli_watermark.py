@@ -3,86 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from PIL import Image
-from tiny import random_adapter, shapes_of, tiny_pipeline
+from markcli import SEEN, SHAPE, Run, issue, noise, options, save_pictures
+from tiny import random_adapter, shapes_of
 
 from loracomp import formats
-from loracomp.cli import main
 from loracomp.watermark import keyfile, manifest
-from loracomp.watermark.calibration import joined
 from loracomp.watermark.codec import Codec
 from loracomp.watermark.header import with_strings
 from loracomp.watermark.keys import Key
-from loracomp.watermark.networks import Shape
-from loracomp.watermark.screening import with_acceptance
-
-Run = Callable[..., tuple[int, str, str]]
-SHAPE = Shape(4, 16, 32, 40, widths=(8, 8), blocks=(1, 1), bits=16)
-
-
-@pytest.fixture(autouse=True)
-def _no_user_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORACOMP_CACHE", "")
-
-
-@pytest.fixture
-def loracomp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``loracomp watermark ARGUMENTS…``: code, output, errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["loracomp", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        found = capsys.readouterr()
-        SEEN.append(found.out + found.err)
-        return code, found.out, found.err
-
-    return run
-
-
-SEEN: list[str] = []
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a codec, a calibration, an owner's key and an issued key."""
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("marks")
-    codec = Codec.fresh(SHAPE, "sd15").to("cpu")
-    codec.save(folder / "codec.safetensors")
-    rows = torch.cat([codec.read(noise(1, seed)) for seed in range(600)])
-    half = torch.arange(300)
-    parts = [("real", rows[:300], half), ("base", rows[300:], half)]
-    calibration = with_acceptance(joined(parts, "sd15", codec.digest), 50)
-    calibration.save(folder / "calibration.safetensors")
-    return folder
-
-
-def noise(count: int, seed: int) -> torch.Tensor:
-    source = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 8, 8, generator=source)
-    made = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
-    return ((made * 255).round() / 255).clamp(0, 1)
-
-
-def save_pictures(folder: Path, rows: torch.Tensor) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, row in enumerate(rows):
-        paths.append(folder / f"{number}.png")
-        Image.fromarray((row * 255).round().byte().permute(1, 2, 0).numpy()).save(paths[-1])
-    return paths
 
 
 def marked_pictures(place: Path, key: Key, count: int, seed: int = 900) -> torch.Tensor:
@@ -98,22 +30,6 @@ def marked_pictures(place: Path, key: Key, count: int, seed: int = 900) -> torch
             x = (x + 0.02 * gradient.sign()).clamp(0, 1)
         x.requires_grad_()
     return x.detach()
-
-
-def issue(place: Path, loracomp: Run, name: str = "mono", user: str = "") -> Path:
-    owner = place / "owner.key"
-    if not owner.exists():
-        assert loracomp("watermark", "keygen", "--out", owner)[0] == 0
-    out = place / "keys" / f"{name}{user}.key"
-    out.parent.mkdir(exist_ok=True)
-    if not out.exists():
-        words = ["--owner", owner, "--lora", name, "--user", user, "--bits", 16, "--out", out]
-        assert loracomp("watermark", "keygen", *words, "--registry", out.parent)[0] == 0
-    return out
-
-
-def options(place: Path) -> list[object]:
-    return ["--codec", place / "codec.safetensors", "--calibration", place / "calibration.safetensors"]
 
 
 def test_keygen(place: Path, loracomp: Run, tmp_path: Path) -> None:
@@ -241,13 +157,6 @@ def test_attribute(place: Path, loracomp: Run, tmp_path: Path) -> None:
     )
     plain = save_pictures(tmp_path / "plain", noise(5, 970))
     assert loracomp("watermark", "attribute", *plain, "--registry", place / "keys", *options(place))[0] == 1
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_pipeline("sd15").save_pretrained(folder)
-    return folder
 
 
 def test_train_with_a_mark(place: Path, base: Path, loracomp: Run, tmp_path: Path) -> None:

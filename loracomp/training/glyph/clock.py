@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,12 +79,12 @@ class Log:
         self.about = about
 
     def add(self, **figures: Any) -> None:
-        """Append one row, print it, and write the file."""
+        """Append one row, print it among the errors, and write the file."""
         self.rows.append({k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.about | {"log": self.rows}, indent=1) + "\n")
         line = " ".join(f"{k}={v}" for k, v in self.rows[-1].items())
-        print(f"[{self.path.stem}] {line}", flush=True)
+        print(f"[{self.path.stem}] {line}", file=sys.stderr, flush=True)
 
 
 class Average:

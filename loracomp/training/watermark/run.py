@@ -78,7 +78,7 @@ def embed(
     if pipe is None:
         half = config is not None and half_precision(config, device)
         pipe = open_base(base or twin.base, dtype="bf16" if half else "fp32", device=device)
-    chosen = _config(twin, settings, base or twin.base, seed, config)
+    chosen = _config(twin, settings, codec, base or twin.base, seed, config)
     folder = data
     if folder is None:
         folder = out.with_name(f"{out.name}.pictures")
@@ -170,13 +170,14 @@ def _twin(config: TrainConfig, data: Path, path: Path, pipe: Any, report: Report
 
 
 def _config(
-    twin: Adapter, settings: MarkSettings, base: str, seed: int, config: TrainConfig | None
+    twin: Adapter, settings: MarkSettings, codec: Codec, base: str, seed: int, config: TrainConfig | None
 ) -> TrainConfig:
-    """The marking run's config: the twin's own, with the mark's rank, steps and rate."""
+    """The marking run's config: the twin's own, with the mark's rank, steps and rate, at the codec's size."""
     rank = settings.rank + (max(twin.ranks, default=0) if settings.method == "keyed" else 0)
     changes: dict[str, Any] = {
         "rank": rank, "alpha": None, "steps": settings.steps, "lr": settings.lr, "batch": settings.batch,
         "caption_dropout": 0.1, "terminal_share": 0.0, "train_text_encoder": False,
+        "resolution": codec.shape.pixels,
     }  # fmt: skip
     if config is not None:
         return config.model_copy(update=changes)

@@ -13,6 +13,12 @@ from torch import Tensor
 from loracomp.adapter import Adapter
 from loracomp.errors import UsageError
 from loracomp.pipeline import layers_of
+from loracomp.training.watermark.adversary import (
+    editing_cases,
+    foreign_cases,
+    gradient_cases,
+    overwriting_cases,
+)
 from loracomp.training.watermark.prompts import base_prompts, prompts_for
 from loracomp.training.watermark.studio import Studio
 from loracomp.watermark import nullworld, screening
@@ -239,6 +245,8 @@ def attack(
     others: Sequence[Adapter] = (),
     copies: Sequence[Adapter] = (),
     finetuned: Callable[[Adapter, int], Adapter] | None = None,
+    surrogate: Codec | None = None,
+    foreign: Any = None,
     names: Iterable[str] = (),
     told: Callable[[Row], None] = lambda row: None,
 ) -> tuple[list[Row], list[dict[str, float]], float]:
@@ -254,6 +262,8 @@ def attack(
         others: Other adapters to merge with.
         copies: Other users' copies, for collusion.
         finetuned: Trains an adapter on without the mark, for so many steps.
+        surrogate: A codec that the attacker of the gradients has; the leaked one at the worst.
+        foreign: An autoencoder that is not the base's.
         names: Names of attacks; all where there are none.
         told: Hears of each row.
 
@@ -263,7 +273,9 @@ def attack(
     suite = Suite(marked, twin, key, codec, studio.alone, calibration)
     cases = [
         *image_cases(studio.alone), *weight_cases(studio.alone), *folding_cases(studio),
-        *picture_cases(studio),
+        *picture_cases(studio), *editing_cases(studio), *gradient_cases(studio, surrogate),
+        *([] if codec.pooled else overwriting_cases(studio, codec)),
+        *([] if foreign is None else foreign_cases(studio, foreign)),
         *crowd_cases(studio, others), *merge_cases(studio, others), *collusion_cases(studio, copies),
     ]  # fmt: skip
     if finetuned is not None:

@@ -89,8 +89,9 @@ class Row:
     damage: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As one JSON object."""
-        return asdict(self)
+        """As one JSON object; null for what is not known."""
+        known = asdict(self)
+        return {name: None if value != value else value for name, value in known.items()}
 
 
 @dataclass(eq=False)
@@ -152,12 +153,12 @@ class Suite:
         )  # fmt: skip
 
     def power(self, strengths: Sequence[float] = STRENGTHS) -> list[dict[str, float]]:
-        """Power at α = 1e-3 and 1e-6 against strength, for one, three and five pictures."""
+        """Power at α = 1e-3 and 1e-6 against strength, for 1, 3 and 5 pictures where as many are drawn."""
         out = []
         for value in strengths:
             read = self._read(self.draw(self.marked.scaled(value)))
             row = {"strength": value, "accuracy": float(self._right(read).mean())}
-            for images in (1, 3, 5):
+            for images in [count for count in (1, 3, SETS) if count <= len(read)]:
                 for alpha in (1e-3, 1e-6):
                     row[f"tpr{images}_{alpha:g}"] = self._sets(read, images, alpha)
             out.append(row)
