@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 TABS = ("Compose", "Compare", "History", "Train", "Watermark", "Library", "Jobs")
 WIDTHS = {1440: 900, 390: 844}
 PATIENCE_MS = 180_000
-COLORS = 96
+COLORS = (96, 64, 32, 16)
+LARGEST = 118_000
 
 
 def main() -> None:
@@ -162,11 +163,14 @@ def show(page: Any, tab: str) -> None:
 
 
 def save(raw: bytes, path: Path) -> None:
-    """A small PNG: few colors are enough for a page."""
+    """A small PNG: few colors are enough for a page, fewer for a long one."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(raw)).convert("RGB")
-    picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    for count in COLORS:
+        picture.quantize(count, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size < LARGEST:
+            break
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
