@@ -20,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from loracomp.adapter import Adapter
-from loracomp.bases import modules
+from loracomp.bases import UNET_TARGETS, modules
 from loracomp.formats import diagnose, doctor, save
 from loracomp.formats.doctor import prepare_process
 from loracomp.lowrank import LowRank
@@ -97,20 +98,45 @@ def on_one_core(path: Path) -> dict[str, float]:
     return dict(json.loads(out.stdout))
 
 
-def folder(count: int, place: Path) -> dict[str, float]:
-    """Seconds for a folder of rank-4 files on all cores and on one, links to eight different ones."""
-    originals = [save(sdxl(4, seed), place / f"original{seed}.safetensors") for seed in range(8)]
-    many = place / "many"
-    many.mkdir()
-    for index in range(count):
-        os.link(originals[index % 8], many / f"{index}.safetensors")
+def glyph(seed: int, dtype: torch.dtype = torch.float16) -> Adapter:
+    """A random glyph LoRA of rank 4 on its default targets."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for path, shape in modules("glyph").items():
+        if path.startswith("unet.") and path.endswith(UNET_TARGETS):
+            tail = (1,) * (len(shape) - 2)
+            down = torch.randn((4, *shape[1:]), generator=generator).to(dtype)
+            layers[path] = LowRank(down, torch.randn((shape[0], 4, *tail), generator=generator).to(dtype))
+    return Adapter(layers, "glyph", f"glyph{seed}")
+
+
+def folder(files: list[Path]) -> dict[str, float]:
+    """Seconds for a folder whose eight last files hold what the eight first hold, on all cores."""
     seen: list[tuple[int, int]] = []
     start = time.perf_counter()
-    checkup = doctor([many], progress=lambda done, total: seen.append((done, total)))
+    checkup = doctor([files[0].parent], progress=lambda done, total: seen.append((done, total)))
     seconds = time.perf_counter() - start
-    if len(seen) != count or len(checkup.duplicates) != 8:
+    if len(seen) != len(files) or len(checkup.duplicates) != 8:
         raise SystemExit(f"{len(seen)} steps of progress, {len(checkup.duplicates)} groups of duplicates")
-    return {"files": count, "seconds": seconds, "files_per_s": count / seconds, "cores": os.cpu_count() or 1}
+    size = sum(file.stat().st_size for file in files)
+    rates = {"files_per_s": len(files) / seconds, "mb_per_s": size / seconds / 1e6}
+    return {"files": len(files), "seconds": seconds, **rates, "cores": os.cpu_count() or 1}
+
+
+def written(adapters: Iterable[Adapter], place: Path) -> list[Path]:
+    """Files of the adapters in a folder of their own."""
+    place.mkdir()
+    return [save(adapter, place / f"{number}.safetensors") for number, adapter in enumerate(adapters)]
+
+
+def folders(count: int, place: Path) -> dict[str, dict[str, float]]:
+    """``count`` glyph files, and 48 of SDXL of rank 4; glyph's copies in another type."""
+    small = chain(map(glyph, range(count - 8)), (glyph(seed, torch.float32) for seed in range(8)))
+    large = chain((sdxl(4, seed) for seed in range(40)), (sdxl(4, seed) for seed in range(8)))
+    return {
+        "glyph": folder(written(small, place / "glyph")),
+        "sdxl": folder(written(large, place / "sdxl")),
+    }
 
 
 def main() -> None:
@@ -133,7 +159,7 @@ def main() -> None:
             "first_ratio": figures["first_cpu_s"] / figures["hash_cpu_s"],
             "target_ratio": 3.5,
             "memory_target_bytes": 1.3 * largest + 100e6,
-            "folder": folder(options.files, Path(place)),
+            "folders": folders(options.files, Path(place)),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         }
     RESULT.parent.mkdir(exist_ok=True)
