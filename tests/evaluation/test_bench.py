@@ -26,6 +26,7 @@ from loracomp.evaluation.roster import Part
 from loracomp.evaluation.scores import SCORES, diversity, score
 from loracomp.evaluation.table import markdown, sheet
 from loracomp.fusion import METHODS
+from loracomp.fusion.gated import usable
 
 ROSTER = everything()
 SETTINGS = {"base": "world", "seeds": 2}
@@ -268,7 +269,7 @@ def test_an_accelerator_is_on_in_every_row(tmp_path: Path) -> None:
 
     def pictures(accelerator: Adapter | None) -> list[torch.Tensor]:
         paint = painter(pipe, "cpu", side=SIDE, guidance=1.0, accelerator=accelerator)
-        rows = [("merge", adapters[:0]), *((method, adapters) for method in METHODS)]
+        rows = [("merge", adapters[:0]), *((method, adapters) for method in usable("sd15"))]
         drawn = [paint("a thing", chosen, method, 0.5, 3, 1)[0] for method, chosen in rows]
         return [as_tensor(images) for images in drawn]
 

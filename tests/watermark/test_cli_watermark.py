@@ -66,7 +66,8 @@ def test_verify_has_five_exit_codes(place: Path, loracomp: Run, tmp_path: Path) 
     assert facts["decision"] in ("verified", "inconclusive"), facts["reasons"]
     assert facts["score"]["p_key"] < 1e-6
     assert code == {"verified": 0, "inconclusive": 3}[facts["decision"]]
-    code, text, _ = loracomp("watermark", "verify", *plain, *common)
+    # A random key scores that high on plain pictures with this probability.
+    code, text, _ = loracomp("watermark", "verify", *plain, *common[:-1], 1e-5)
     assert (code, text.startswith("NO EVIDENCE")) in ((1, True), (3, False))
     code, text, _ = loracomp("watermark", "verify", files[0], files[0], *common, "--json")
     facts = json.loads(text)

@@ -57,6 +57,20 @@ def test_two_presses_give_a_newcomer_a_picture(visit: Open, asked: Ask) -> None:
     assert [use["weight"] for use in request["adapters"]] == [1.0]
 
 
+def test_quick_picks_are_all_kept(visit: Open) -> None:
+    page = visit()
+    names = ("watermelon", "mono", "bicycle")
+    page.evaluate(
+        """names => names.forEach(name =>
+            document.querySelector(`#shelf [data-act=pick][aria-label^="${name},"]`).click())""",
+        names,
+    )
+    page.locator("#picks .lc-pick").nth(2).wait_for()
+    assert [name for name in names if page.locator("#picks").get_by_text(name, exact=True).count()] == [
+        *names
+    ]
+
+
 def test_what_the_cards_show_is_what_is_drawn(visit: Open, asked: Ask) -> None:
     page = visit()
     pick(page, "bicycle", "mono")

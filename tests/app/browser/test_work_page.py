@@ -63,7 +63,8 @@ def test_a_caption_is_written_and_an_adapter_trained(visit: Open, asked: Ask) ->
     page.get_by_alt_text("without and with the adapter").wait_for()
     job = next(job for job in asked("/jobs") if job["kind"] == "train")
     steps = [step for step, _ in asked(f"/jobs/{job['id']}/training")["curve"]]
-    assert steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 4)
+    assert steps == sorted(set(steps)), "points are thinned where steps are quick, never out of order"
+    assert 1 <= steps[0] <= steps[-1] == 4
     fresh = visit()
     fresh.locator("#shelf").get_by_role("button", name="my-ink, ink style").click()
     fresh.wait_for_function("document.querySelector('#prompt textarea').value.includes('ink style')")
@@ -119,13 +120,18 @@ def test_a_file_is_imported_and_edited(visit: Open, asked: Ask, tmp_path: Path) 
     page.get_by_role("tab", name="Library").click()
     page.locator("#import input[type=file]").set_input_files(source)
     page.get_by_text("The doctor: all of it loads").wait_for()
-    own = [row["id"] for row in asked("/adapters")["rows"] if row["editable"]]
-    page.locator(f"#library-gallery [data-id='{own[-1]}']").click()
+    rows = asked("/adapters")["rows"]
+    own = next(row["id"] for row in rows if row["editable"] and row["name"] == "mono")
+    shipped = next(row["id"] for row in rows if not row["editable"])
+    page.locator(f"#library-gallery [data-id='{shipped}']").click()
+    page.get_by_text("It ships with loracomp").wait_for()
+    page.locator(f"#library-gallery [data-id='{own}']").click()
+    page.get_by_text("It ships with loracomp").wait_for(state="hidden")
     page.get_by_label("Tags, separated by commas").fill("ink, line")
     page.get_by_label("Least weight").fill("-2")
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_text("Saved.").wait_for()
-    row = asked(f"/adapters/{own[-1]}")
+    row = asked(f"/adapters/{own}")
     assert (row["tags"], row["low"]) == (["ink", "line"], -2.0)
 
 
@@ -160,4 +166,6 @@ def test_work_goes_on_after_the_app_was_killed(visit: Open, asked: Ask, server: 
     assert states["a house"] in ("done", "running", "queued")
     curve = asked(f"/jobs/{next(j['id'] for j in asked('/jobs') if j['kind'] == 'train')}/training")["curve"]
     steps = [step for step, _ in curve]
-    assert steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 40)
+    assert steps == sorted(set(steps))
+    assert 1 <= steps[0] <= 10
+    assert steps[-1] == 40
