@@ -34,10 +34,10 @@ class Engine:
         self._began = time.monotonic()
         self._seconds: float | None = None
 
-    def start(self, after: threading.Event | None = None, patience_s: float = 0.0) -> None:
-        """Begins to open the base, once ``after`` is set or ``patience_s`` seconds have gone."""
+    def start(self) -> None:
+        """Begins to open the base."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(after, patience_s), daemon=True)
+            self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
     def status(self) -> dict[str, Any]:
@@ -91,9 +91,7 @@ class Engine:
         )
         return kind.from_config(own.config, **options)
 
-    def _run(self, after: threading.Event | None, patience_s: float) -> None:
-        if after is not None:
-            after.wait(patience_s)
+    def _run(self) -> None:
         self._began = time.monotonic()
         try:
             # The first image then waits for nothing but itself, and no page for its imports.

@@ -24,6 +24,8 @@ LANES: Mapping[str, str] = {
     "mark": "train",
 }
 """Which worker does a kind of job: one draws, one reads files, one looks after long runs."""
+READING = LANES["scan"]
+"""The worker that needs no base model."""
 PAUSABLE = ("train", "mark")
 SYSTEM = ""
 """The user of what the app does for itself; it waits for everybody else."""

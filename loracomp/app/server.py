@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import logging
@@ -10,8 +11,8 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -40,6 +41,7 @@ _STATUS: tuple[tuple[type[LoracompError], int], ...] = (
 )
 _PAGE: dict[str, Any] = {"response_class": HTMLResponse, "include_in_schema": False}
 _PATIENCE_S = 8.0
+_FAREWELL_S = 2
 
 
 def make_server(app: App, page: bool = True) -> Any:
@@ -99,16 +101,32 @@ def serve(settings: Settings, told: Callable[[str], None]) -> None:
         raise
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     told(f"http://{host}:{listening.getsockname()[1]}")
-    # All that is made now stays: searching it for garbage is a tenth of the time until the page is there.
-    gc.disable()
-    try:
+    with kept():
         server = make_server(app)
-    finally:
-        gc.enable()
-    config = uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
+    logging.getLogger("uvicorn.error").addFilter(_worth_telling)
+    config = uvicorn.Config(
+        server, log_level="warning", timeout_graceful_shutdown=_FAREWELL_S, server_header=False
+    )
     # Ctrl-C is how an app ends: uvicorn raises it again when all is saved.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """For what is made once and stays: searching it for garbage is a tenth of the time it takes to make."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Leaves out of the log that pages were open as the app ended."""
+    ended = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not ended and "timeout graceful shutdown exceeded" not in record.getMessage()
 
 
 def check_exposure(settings: Settings) -> None:
@@ -138,7 +156,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _with_page(server: FastAPI, app: App) -> Any:
-    from loracomp.app.page_import import import_gradio
+    from loracomp.app.page_import import import_gradio, one_server
 
     # What the page's own fields upload lies here until it is taken, instead of in everybody's /tmp.
     sent = app.settings.folder("page")
@@ -147,9 +165,11 @@ def _with_page(server: FastAPI, app: App) -> Any:
     gradio = import_gradio()
     from loracomp.app.ui import build, page_options
 
+    with one_server():
+        page = build(app)
     return gradio.mount_gradio_app(
         server,
-        build(app),
+        page,
         path="/",
         auth_dependency=lambda request: request.state.user,
         max_file_size=app.settings.limits.upload_bytes,

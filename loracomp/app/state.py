@@ -16,7 +16,7 @@ from loracomp.app.editing import ConvertRequest, Editing
 from loracomp.app.engine import Engine
 from loracomp.app.finding import Finding
 from loracomp.app.history import History, Restored
-from loracomp.app.job import SYSTEM, Job
+from loracomp.app.job import LANES, READING, SYSTEM, Job
 from loracomp.app.jobs import Jobs
 from loracomp.app.keyring import Keyring
 from loracomp.app.library import Library
@@ -31,6 +31,8 @@ from loracomp.app.workers import Control, Workers
 from loracomp.errors import FormatError, UsageError
 
 _RESCAN_S = 60.0
+_HEAD_START_S = 15.0
+"""How long, in seconds, opening the base waits for the first look through the library."""
 
 
 class App:
@@ -79,6 +81,7 @@ class App:
         )
         self.drawing = DrawingJobs(settings, self.library, self.history, self.engine)
         self._looked, self._ended, self._life = 0.0, False, threading.Lock()
+        self._seen = threading.Event()
         self.workers = Workers(
             self.jobs,
             {
@@ -101,8 +104,9 @@ class App:
             after: What to wait for before anything heavy is imported.
             patience_s: How long, in seconds, at most.
         """
-        self.engine.start(after, patience_s)
-        threading.Thread(target=self._begin, name="loracomp-begin", daemon=True).start()
+        threading.Thread(
+            target=self._begin, args=(after, patience_s), name="loracomp-begin", daemon=True
+        ).start()
 
     def stop(self) -> None:
         """Ends after the steps under way; training goes on in processes of its own."""
@@ -174,19 +178,32 @@ class App:
             self._looked = now
             self.jobs.submit("scan", {}, SYSTEM, "look through the library")
 
-    def _begin(self) -> None:
-        """What needs torch, once the base is open or cannot be."""
-        self.engine.wait()
+    def _begin(self, after: threading.Event | None, patience_s: float) -> None:
+        """The gallery first, then the base, then what needs it."""
+        if after is not None:
+            after.wait(patience_s)
         with self._life:
             if self._ended:
                 return
             self.uploads.expire()
-            self.workers.start()
+            self.workers.start([READING])
             self.refresh()
+        self._seen.wait(_HEAD_START_S)
+        if self._ended:
+            return
+        self.engine.start()
+        self.engine.wait()
+        with self._life:
+            if self._ended:
+                return
+            self.workers.start(dict.fromkeys(lane for lane in LANES.values() if lane != READING))
         self.finding.warm()
 
     def _scan(self, job: Job, control: Control) -> Mapping[str, Any]:
-        opened = self.library.scan(control.step)
+        try:
+            opened = self.library.scan(control.step)
+        finally:
+            self._seen.set()
         if opened and self.finding.built:
             self.jobs.submit("index", {}, SYSTEM, "index new files")
         self.jobs.submit("thumbnails", {}, SYSTEM, "draw thumbnails")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,11 @@ class Workers:
         self._quitting = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
+    def start(self, lanes: Iterable[str] = tuple(dict.fromkeys(LANES.values()))) -> None:
         """Starts a thread per lane; what ran when the app ended goes on."""
-        self._jobs.recover()
-        for lane in dict.fromkeys(LANES.values()):
+        if not self._threads:
+            self._jobs.recover()
+        for lane in lanes:
             thread = threading.Thread(target=self._work, args=(lane,), name=f"loracomp-{lane}", daemon=True)
             thread.start()
             self._threads.append(thread)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from loracomp.app.page_import import import_gradio
 from loracomp.app.server import serve
 from loracomp.app.settings import Settings
 from loracomp.app.state import App
@@ -58,10 +57,28 @@ def test_an_app_imports_nothing_heavy_before_it_is_asked() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_gradio_is_imported_as_it_is_without_its_stubs() -> None:
-    import inspect
+def test_gradio_is_whole_though_parts_of_its_import_are_left_out() -> None:
+    script = (
+        "import inspect, sys, jinja2; before = inspect.getfile, jinja2.Template.__new__;"
+        "from loracomp.app.page_import import import_gradio; gradio = import_gradio();"
+        "print('pandas' in sys.modules);"
+        "print((inspect.getfile, jinja2.Template.__new__) == before);"
+        "print(inspect.getfile(gradio.Textbox).rpartition('/')[2], jinja2.Template('{{ a }}').render(a=1));"
+        "from gradio.cli import cli; print(callable(cli));"
+        "print(list(gradio.Dataframe(value=[[1, 2]], headers=['a', 'b']).value['data'][0]));"
+        "import pandas; print(type(pandas.DataFrame).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == ["False", "True", "textbox.py 1", "True", "[1, 2]", "type"]
 
-    before = inspect.getfile
-    gradio = import_gradio()
-    assert inspect.getfile is before
-    assert inspect.getfile(gradio.Textbox).endswith("textbox.py")
+
+def test_a_page_makes_no_server_before_it_is_mounted() -> None:
+    script = (
+        "import gradio; from gradio.routes import App; from loracomp.app.page_import import one_server\n"
+        "with one_server(), gradio.Blocks(analytics_enabled=False) as page: gradio.Button()\n"
+        "print(page.app, gradio.blocks.App is App)\n"
+        "with gradio.Blocks(analytics_enabled=False) as other: gradio.Button()\n"
+        "print(isinstance(other.app, App))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == ["None True", "True"]
