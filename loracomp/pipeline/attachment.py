@@ -266,8 +266,10 @@ def _reserved(pipe: Any, places: Places, capacity: Capacity) -> Places:
 @torch.inference_mode(False)
 def _build(pipe: Any, places: Places, rank: int) -> dict[str, tuple[nn.Module, StackedUpdate]]:
     device = getattr(pipe, "_execution_device", None)
-    built = {}
-    for path, (module, layers) in places.items():
-        dtype = getattr(getattr(pipe, path.split(".", 1)[0]), "dtype", torch.bfloat16)
-        built[path] = (module, StackedUpdate(layers, module, rank, device, dtype))
-    return built
+    names = {path.split(".", 1)[0] for path in places}
+    # A model walks over all its modules to tell its dtype: asked once, not once a layer.
+    dtypes = {name: getattr(getattr(pipe, name), "dtype", torch.bfloat16) for name in names}
+    return {
+        path: (module, StackedUpdate(layers, module, rank, device, dtypes[path.split(".", 1)[0]]))
+        for path, (module, layers) in places.items()
+    }
