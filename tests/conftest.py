@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: tiny pipelines, one per kind and session."""
+"""Fixtures shared by all tests: tiny pipelines, one per kind and session, and the command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from commandline import Run, command_line
 from tiny import KINDS, tiny_pipeline
 
 torch.set_num_threads(1)
@@ -23,3 +24,9 @@ def pipe(request: pytest.FixtureRequest) -> Iterator[Any]:
     from loracomp import detach
 
     detach(_PIPES[kind])
+
+
+@pytest.fixture
+def loracomp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``loracomp ARGUMENTS…`` in this process."""
+    return command_line(monkeypatch, capsys)

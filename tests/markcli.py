@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from commandline import Run
 from PIL import Image
 
 from loracomp.watermark.networks import Shape
 
-Run = Callable[..., tuple[int, str, str]]
 SHAPE = Shape(4, 16, 32, 40, widths=(8, 8), blocks=(1, 1), bits=16)
 SEEN: list[str] = []
 """All that commands printed."""

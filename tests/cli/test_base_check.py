@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from commandline import Run
 from PIL import Image
 from tiny import KINDS, tiny_pipeline
 from torch import Tensor
@@ -18,8 +18,6 @@ from loracomp.evaluation.pace import measure
 from loracomp.evaluation.specimen import Bench
 from loracomp.fusion.stacked import StackedUpdate
 from loracomp.pipeline import denoiser_of
-
-Run = Callable[..., Any]
 
 
 def bench(kind: str, dtype: torch.dtype = torch.float32) -> Bench:

@@ -6,12 +6,11 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from commandline import Run
 from PIL import Image, PngImagePlugin
 from tiny import random_adapter, tiny_pipeline
 
@@ -21,7 +20,6 @@ from loracomp.library import find
 from loracomp.lowrank import LowRank
 from loracomp.recipe import read_recipe
 
-Run = Callable[..., Any]
 QUICK = ("--steps", 3, "--seed", 7)
 PROMPT = "a watermelon emoji, mono style"
 

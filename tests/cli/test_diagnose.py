@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commandline import Run
 from PIL import Image
 
 from loracomp.library import SHIPPED
 
-Run = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from commandline import Run
 from PIL import Image
 
 from loracomp.fusion.gated import Form, GateWeights
 from loracomp.library import open_adapter
 
-Run = Callable[..., Any]
 PAIR = ("--lora", "watermelon", "--lora", "mono")
 QUICK = ("--steps", 2, "--seed", 7)
 

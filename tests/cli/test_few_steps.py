@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commandline import Run
 from PIL import Image
 from tiny import random_adapter
 
@@ -15,7 +14,6 @@ from loracomp.adapter import Acceleration
 from loracomp.bases import modules
 from loracomp.recipe import read_recipe
 
-Run = Callable[..., Any]
 PROMPT = "a red apple emoji"
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commandline import Run
 from known_adapters import CROSS, adapter, bank
 
 from loracomp.adapter import Adapter
 from loracomp.formats import load, save
 from loracomp.library import SHIPPED
 
-Run = Callable[..., Any]
 pytest.importorskip("lancedb", reason="needs lancedb; pip install 'loracomp[index]'")
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from commandline import Run
 
 from loracomp.bases import BASES
 from loracomp.fusion import METHODS
 from loracomp.fusion.offline import MERGES
-
-Run = Callable[..., Any]
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from commandline import Run
 from safetensors.torch import load_file, save_file
 from tiny import random_adapter
 
@@ -18,7 +17,6 @@ from loracomp.formats import load, save
 from loracomp.fusion.offline import MERGES
 from loracomp.fusion.offline.checkpoint_names import places
 
-Run = Callable[..., Any]
 ENDINGS = (
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
     "layers.3.self_attn.q_proj",

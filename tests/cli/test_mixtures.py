@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from commandline import Run
 from PIL import Image
 
 from loracomp.fusion import Curve, Profile, Program
 from loracomp.recipe import read_recipe
 
-Run = Callable[..., Any]
 QUICK = ("--steps", 2, "--seed", 7, "--size", 64)
 PROMPT = "a watermelon emoji, mono style"
 BOTH = ("--lora", "watermelon", "--lora", "mono")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from markcli import SEEN, SHAPE, Run, noise
+from commandline import Outcome, Run
+from markcli import SEEN, SHAPE, noise
 from tiny import tiny_pipeline
 
-from loracomp.cli import main
 from loracomp.watermark.calibration import joined
 from loracomp.watermark.codec import Codec
 from loracomp.watermark.screening import with_acceptance
@@ -22,20 +21,13 @@ def _no_user_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def loracomp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``loracomp watermark ARGUMENTS…``: code, output, errors."""
+def loracomp(loracomp: Run) -> Run:
+    """Runs ``loracomp ARGUMENTS…`` and keeps what it printed."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["loracomp", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        found = capsys.readouterr()
-        SEEN.append(found.out + found.err)
-        return code, found.out, found.err
+    def run(*arguments: object) -> Outcome:
+        done = loracomp(*arguments)
+        SEEN.append(done.out + done.err)
+        return done
 
     return run
 

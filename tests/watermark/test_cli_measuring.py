@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-from markcli import Run, issue, noise, options, save_pictures
+from commandline import Run
+from markcli import issue, noise, options, save_pictures
 
 from loracomp.watermark.codec import Codec
 from loracomp.watermark.networks import Shape

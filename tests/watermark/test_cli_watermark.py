@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from markcli import SEEN, SHAPE, Run, issue, noise, options, save_pictures
+from commandline import Run
+from markcli import SEEN, SHAPE, issue, noise, options, save_pictures
 from tiny import random_adapter, shapes_of
 
 from loracomp import formats

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from loracomp.cli import main
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a command did."""
 
     code: int
@@ -33,9 +31,11 @@ class Outcome:
         return lines[0]
 
 
-@pytest.fixture
-def loracomp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Runs ``loracomp ARGUMENTS…``."""
+Run = Callable[..., Outcome]
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs ``loracomp ARGUMENTS…``."""
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
