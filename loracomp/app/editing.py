@@ -148,12 +148,9 @@ class Editing:
             )
         stem = request.name or Path(report["file"]).stem
         plain = "".join(c if c.isalnum() or c in "-_. " else "-" for c in stem).strip("-_. ")
-        target = self._library.new_file(plain or "adapter")
-        part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(self._uploads.path(request.upload, user, "adapter"), part)
-        part.replace(target)
+        id_ = self._library.adopt(self._uploads.path(request.upload, user, "adapter"), plain or "adapter")
         self._uploads.remove(request.upload, user)
-        return {"id": self._library.note(target), "report": report}
+        return {"id": id_, "report": report}
 
     def remove(self, id_: str) -> None:
         """Moves an adapter's file into the app's own folder of removed ones."""
@@ -206,6 +203,9 @@ class Editing:
         path = self._library.path(row.id)
         with_strings(path, strings)
         self._library.note(path)
+        if row.thumbnail is not None:
+            # Its weights are the same, and so is the picture that was drawn with them.
+            self._library.pictured(row.id, "made")
 
     def _check_own(self, row: AdapterRow) -> None:
         if not row.editable:

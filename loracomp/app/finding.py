@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _MOST = 100
 _NO_INDEX = "the index of what weights do is not built yet; names, triggers and tags were searched"
+_BEGUN = "the index of what weights do is not built yet; it is being built now, so ask again in a moment"
+_BUSY = "the index of what weights do is being brought up to date; ask again in a moment"
 
 
 class Finding:
@@ -33,6 +35,10 @@ class Finding:
     Args:
         settings: Where it lies.
         library: What it is of.
+
+    Attributes:
+        progress: Files done and in all while it is being built or brought up to date; None otherwise.
+        wanted: Called when somebody asks for an index that is not there.
     """
 
     def __init__(self, settings: Settings, library: Library) -> None:
@@ -40,6 +46,8 @@ class Finding:
         self._folder = settings.folder("index") / "collection"
         self._lock = threading.Lock()
         self._open: tuple[Any, Searcher] | None = None
+        self.progress: tuple[int, int] | None = None
+        self.wanted: Callable[[], object] = lambda: None
 
     @property
     def built(self) -> bool:
@@ -54,15 +62,24 @@ class Finding:
         folders = [
             folder for folder in (SHIPPED, *self._settings.adapters) if any(folder.rglob("*.safetensors"))
         ]
-        with self._searching(create=True) as (collection, _):
-            report = build(folders, collection, jobs=1, progress=control.step)
-        self.close()
+
+        def step(done: int, total: int) -> None:
+            self.progress = (done, total)
+            control.step(done, total)
+
+        self.progress = (0, 0)
+        try:
+            with self._searching(create=True) as (collection, _):
+                report = build(folders, collection, jobs=1, progress=step)
+        finally:
+            self.progress = None
+            self.close()
         unreadable = {Path(path).name: public(why) for path, why in report.dead.items()}
         return {**report.to_dict(), "dead": unreadable}
 
     def words(self, query: str, base: str = "", count: int = 24) -> Page:
         """Adapters for a text; by names alone where there is no index."""
-        if not self.built or not query.strip():
+        if not self.built or self.progress is not None or not query.strip():
             found = self._library.page(query, base=base, size=count)
             return replace(found, notes=(_NO_INDEX,)) if query.strip() else found
         return self._answered(lambda searcher: searcher.text(query, min(count, _MOST), base=base or None))
@@ -99,9 +116,9 @@ class Finding:
         from loracomp.library import open_adapter
         from loracomp.retrieval.auto import choose
 
-        self._needed()
         if not prompt.strip():
             raise UsageError("no prompt to choose by; say what to draw")
+        self._needed()
         known = base or self._settings.base
         with self._searching() as (_, searcher):
             choice = choose(prompt, searcher, lambda path: open_adapter(path, known), base=known)
@@ -162,8 +179,11 @@ class Finding:
             self._open = None
 
     def _needed(self) -> None:
+        if self.progress is not None:
+            raise UsageError(_BUSY)
         if not self.built:
-            raise UsageError("the index of what weights do is not built yet; build it in the library first")
+            self.wanted()
+            raise UsageError(_BEGUN)
 
     @contextmanager
     def _searching(self, create: bool = False) -> Iterator[tuple[Any, Searcher]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from loracomp.app.job import Job
 from loracomp.app.processes import LongRun
 from loracomp.app.refusals import StoppedError, public
 from loracomp.app.workers import Control
@@ -18,6 +20,13 @@ _INTERRUPTED = 130
 
 Events = Mapping[str, Mapping[str, Any]]
 """The latest event of each kind."""
+
+
+def begin(folder: Path, job: Job, name: str) -> tuple[LongRun, Path]:
+    """The run of a job in a folder that nobody else on this machine reads, and the file that it makes."""
+    own = folder / job.id
+    own.mkdir(exist_ok=True, mode=0o700)
+    return LongRun(own), own / f"{name}.safetensors"
 
 
 def follow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import sqlite3
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loracomp.app.database import Database
-from loracomp.app.job import LANES, PAUSABLE, SYSTEM, Job, State, read_job, turns
+from loracomp.app.job import LANES, LIVE, PAUSABLE, SYSTEM, Job, State, read_job, turns
 from loracomp.app.refusals import LimitError, NotFoundError, StoppedError
 from loracomp.app.settings import Limits
 from loracomp.errors import UsageError
@@ -63,6 +64,19 @@ class Jobs:
             )
         self._tell()
         return id_
+
+    def submit_once(self, kind: str, title: str) -> None:
+        """Queues a job of the app itself, unless one of its kind waits already or the queue is full."""
+        same = "SELECT 1 FROM jobs WHERE kind = ? AND user = ? AND state = 'queued'"
+        if self._database.row(same, (kind, SYSTEM)) is None:
+            with contextlib.suppress(LimitError):
+                self.submit(kind, {}, SYSTEM, title)
+
+    def any_live(self, kind: str) -> bool:
+        """Whether a job of a kind waits or runs, whosever it is."""
+        return (
+            self._database.row(f"SELECT 1 FROM jobs WHERE kind = ? AND state IN {LIVE}", (kind,)) is not None
+        )
 
     def get(self, id_: str, user: str) -> Job:
         """A user's job; raises :class:`NotFoundError` for anything else."""

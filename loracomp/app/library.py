@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ class Library:
     Args:
         settings: The folders.
         database: Where it is kept.
+
+    Attributes:
+        came: Called when a file was noted outside of a look through the folders.
     """
 
     def __init__(self, settings: Settings, database: Database) -> None:
@@ -37,6 +41,7 @@ class Library:
         self.thumbnails = settings.folder("thumbnails")
         self.scanning: tuple[int, int] | None = None
         self.scanned = 0.0
+        self.came: Callable[[], object] = lambda: None
         database.schema(SCHEMA)
 
     def page(
@@ -180,6 +185,18 @@ class Library:
             self.scanning, self.scanned = None, time.time()
         return len(fresh)
 
+    def adopt(self, source: Path, stem: str) -> str:
+        """Copies a file into the first folder, under a name that is free, and gives its id.
+
+        Raises:
+            UsageError: The name cannot be a file's name.
+        """
+        target = self.new_file(stem)
+        part = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, part)
+        part.replace(target)
+        return self.note(target)
+
     def note(self, path: Path, status: os.stat_result | None = None) -> str:
         """Reads a file's header into the library and gives its id."""
         status = status or path.stat()
@@ -201,6 +218,8 @@ class Library:
         id_ = str(row["id"]) if row else ""
         made = not facts.error and thumbnails.from_file(path, self.thumbnails / f"{id_}.webp")
         self.pictured(id_, "made" if made else "none")
+        if self.scanning is None:
+            self.came()
         return id_
 
     def pictured(self, id_: str, how: str) -> None:

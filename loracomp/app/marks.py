@@ -11,14 +11,13 @@ from pydantic import Field
 
 from loracomp.app import mark_reports
 from loracomp.app.datasets import Datasets
-from loracomp.app.following import follow
+from loracomp.app.following import begin, follow
 from loracomp.app.history import History
 from loracomp.app.job import Job
 from loracomp.app.jobs import Jobs
 from loracomp.app.keyring import Keyring
 from loracomp.app.library import Library
 from loracomp.app.mark_reports import MarkReport
-from loracomp.app.processes import LongRun
 from loracomp.app.requests import Options, Strict
 from loracomp.app.settings import Settings
 from loracomp.app.uploads import Uploads
@@ -119,25 +118,19 @@ class Marks:
     def mark(self, job: Job, control: Control) -> Mapping[str, Any]:
         """Handler: runs ``loracomp watermark embed`` in a process of its own."""
         request = MarkRequest.model_validate(job.request)
-        folder = self._folder / job.id
-        folder.mkdir(exist_ok=True, mode=0o700)
-        run, out = LongRun(folder), folder / f"{request.name}.safetensors"
+        run, out = begin(self._folder, job, request.name)
         follow(
             run,
             control,
             command=lambda: self._command(request, job.user, out),
             over=lambda: run.result() is not None and out.is_file(),
             hear=lambda latest: None,
-            discard=lambda: shutil.rmtree(folder, ignore_errors=True),
+            discard=lambda: shutil.rmtree(run.folder, ignore_errors=True),
         )
-        target = self._library.new_file(request.name)
-        shutil.copyfile(out, part := target.with_name(f".{target.name}.part"))
-        part.replace(target)
-        summary = run.result() or {}
-        shutil.rmtree(folder, ignore_errors=True)
-        known = ("loss", "steps", "seconds", "layers")
-        facts: dict[str, Any] = {name: summary[name] for name in known if name in summary}
-        return {"adapter": self._library.note(target), "name": request.name, **facts}
+        facts = run.facts("loss", "steps", "seconds", "layers")
+        id_ = self._library.adopt(out, request.name)
+        shutil.rmtree(run.folder, ignore_errors=True)
+        return {"adapter": id_, "name": request.name, **facts}
 
     def verify(self, request: VerifyRequest, user: str) -> MarkReport:
         """Whether pictures carry a key's mark.

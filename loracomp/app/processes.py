@@ -102,6 +102,11 @@ class LongRun:
         """What it printed when it was done; None where it was not."""
         return _object(self._printed.read_bytes()) if self._printed.is_file() else None
 
+    def facts(self, *names: str) -> dict[str, Any]:
+        """Those of the named values that its result has."""
+        found = self.result() or {}
+        return {name: found[name] for name in names if name in found}
+
     def failure(self) -> dict[str, Any] | None:
         """Error and exit code of its last words; None where it had none."""
         found = None

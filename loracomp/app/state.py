@@ -16,7 +16,7 @@ from loracomp.app.editing import ConvertRequest, Editing
 from loracomp.app.engine import Engine
 from loracomp.app.finding import Finding
 from loracomp.app.history import History, Restored
-from loracomp.app.job import LANES, READING, SYSTEM, Job
+from loracomp.app.job import LANES, READING, Job
 from loracomp.app.jobs import Jobs
 from loracomp.app.keyring import Keyring
 from loracomp.app.library import Library
@@ -67,6 +67,8 @@ class App:
         self.jobs = Jobs(self.database, settings.limits, previews)
         self.library = Library(settings, self.database)
         self.finding = Finding(settings, self.library)
+        self.library.came = self._came
+        self.finding.wanted = lambda: self.jobs.submit_once("index", "index the library")
         self.history = History(settings, self.database, self.library)
         self.recipes = Recipes(self.database, self.library)
         self.uploads = Uploads(settings, self.database)
@@ -176,7 +178,7 @@ class App:
         now = time.time()
         if self.library.scanning is None and now - max(self._looked, self.library.scanned) > _RESCAN_S:
             self._looked = now
-            self.jobs.submit("scan", {}, SYSTEM, "look through the library")
+            self.jobs.submit_once("scan", "look through the library")
 
     def _begin(self, after: threading.Event | None, patience_s: float) -> None:
         """The gallery first, then the base, then what needs it."""
@@ -204,15 +206,19 @@ class App:
             opened = self.library.scan(control.step)
         finally:
             self._seen.set()
-        if opened and self.finding.built:
-            self.jobs.submit("index", {}, SYSTEM, "index new files")
-        self.jobs.submit("thumbnails", {}, SYSTEM, "draw thumbnails")
+        self._came(opened > 0)
         return {"opened": opened}
+
+    def _came(self, new: bool = True) -> None:
+        """New adapters get a thumbnail and, where there is an index, a place in it."""
+        self.jobs.submit_once("thumbnails", "draw thumbnails")
+        if new and self.finding.built:
+            self.jobs.submit_once("index", "index new files")
 
     def _thumbnails(self, job: Job, control: Control) -> Mapping[str, Any]:
         result = self.drawing.thumbnail(job, control)
         if result["more"]:
-            self.jobs.submit("thumbnails", {}, SYSTEM, "draw thumbnails")
+            self.jobs.submit_once("thumbnails", "draw thumbnails")
         return result
 
 

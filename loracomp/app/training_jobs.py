@@ -12,7 +12,7 @@ from pydantic import Field
 
 from loracomp.app.datasets import Datasets
 from loracomp.app.engine import Engine
-from loracomp.app.following import Events, follow
+from loracomp.app.following import Events, begin, follow
 from loracomp.app.job import Job
 from loracomp.app.jobs import Jobs
 from loracomp.app.library import Library
@@ -116,9 +116,7 @@ class TrainingJobs:
     def train(self, job: Job, control: Control) -> Mapping[str, Any]:
         """Handler: starts the run, goes on with it, or only watches it where it still lives."""
         request = TrainRequest.model_validate(job.request)
-        folder = self._folder / job.id
-        folder.mkdir(exist_ok=True, mode=0o700)
-        run, out = LongRun(folder), folder / f"{request.name}.safetensors"
+        run, out = begin(self._folder, job, request.name)
         follow(
             run,
             control,
@@ -173,18 +171,13 @@ class TrainingJobs:
 
     def _finished(self, request: TrainRequest, run: LongRun, out: Path) -> dict[str, Any]:
         """Puts the adapter into the library and keeps its samples."""
-        target = self._library.new_file(request.name)
-        part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(out, part)
         sheet = out.with_suffix(".png")
         if sheet.is_file():
             shutil.copyfile(sheet, run.folder / "final.png")
-        part.replace(target)
+        id_ = self._library.adopt(out, request.name)
         out.unlink()
-        summary = run.result() or {}
-        known = ("name", "steps", "seconds", "step_ms", "loss", "layers", "bytes", "digest")
-        facts = {name: summary[name] for name in known if name in summary}
-        return {"adapter": self._library.note(target), "name": request.name, **facts}
+        facts = run.facts("name", "steps", "seconds", "step_ms", "loss", "layers", "bytes", "digest")
+        return {"adapter": id_, "name": request.name, **facts}
 
     def _run(self, id_: str, user: str) -> LongRun:
         job = self._jobs.get(id_, user)

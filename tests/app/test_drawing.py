@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import adapterfiles
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -193,11 +195,12 @@ def test_advice_and_auto_mode_speak_of_ids(client: TestClient, wait: Wait) -> No
     found = client.post("diagnose", json={"adapters": two}).json()
     assert found["adapters"] == ["mono", "watermelon"]
     assert found["advice"]["method"] and found["advice"]["reason"]
-    refused = client.post("auto", json={"prompt": "a watermelon in mono style"})
-    assert (refused.status_code, "not built yet" in refused.text) == (400, True)
     assert "not built" in client.post("search", json={"text": "pixel"}).json()["notes"][0]
+    refused = client.post("auto", json={"prompt": "a watermelon in mono style"})
+    assert (refused.status_code, "it is being built now" in refused.text) == (400, True)
     job = finished(client, client.post("jobs/index").json()["id"], wait)
     assert (job["state"], job["error"]) == ("done", "")
+    wait(lambda: client.post("search", json={"like": known["mono"]}).status_code == 200)
     chosen = client.post("auto", json={"prompt": "a watermelon in mono style"}).json()
     assert {row["name"] for row in chosen["adapters"]} == {"watermelon", "mono"}
     assert {use["id"] for use in chosen["request"]["adapters"]} == {known["watermelon"], known["mono"]}
@@ -205,6 +208,15 @@ def test_advice_and_auto_mode_speak_of_ids(client: TestClient, wait: Wait) -> No
     like = client.post("search", json={"like": known["mono"], "count": 3}).json()
     assert 2 <= len(like["rows"]) <= 3
     assert known["mono"] not in [row["id"] for row in like["rows"]]
+
+
+def test_an_import_gets_a_picture_at_once(client: TestClient, wait: Wait, tmp_path: Path) -> None:
+    file = adapterfiles.write(tmp_path, 1)[0]
+    sent = client.post("uploads", params={"kind": "adapter", "name": file.name}, content=file.read_bytes())
+    id_ = client.post("adapters/import", json={"upload": sent.json()["id"]}).json()["id"]
+    wait(lambda: client.get(f"adapters/{id_}/thumbnail").status_code == 200)
+    with Image.open(io.BytesIO(client.get(f"adapters/{id_}/thumbnail").content)) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (128, 128))
 
 
 def test_recipes_travel_by_content(client: TestClient, wait: Wait) -> None:

@@ -177,6 +177,21 @@ def test_a_thumbnail_goes_into_header_and_library(app: App, settings: Settings, 
         app.editing.picture(row.id, PictureRequest(upload=upload.id), "bob")
 
 
+def test_a_new_adapter_gets_a_picture_and_keeps_it(app: App, settings: Settings, tmp_path: Path) -> None:
+    def queued() -> list[str]:
+        return [row["kind"] for row in app.database.rows("SELECT kind FROM jobs WHERE state = 'queued'")]
+
+    app.library.scan()
+    assert queued() == []
+    for file in adapterfiles.write(tmp_path / "sent", 2):
+        id_ = app.library.adopt(file, "sent")
+        assert queued() == ["thumbnails"]
+    assert app.library.path(id_).name == "sent-2.safetensors"
+    Image.new("RGB", (20, 20), "teal").save(app.library.thumbnails / f"{id_}.webp")
+    app.library.pictured(id_, "made")
+    assert app.editing.edit(id_, EditRequest(tags=("x",))).thumbnail is not None
+
+
 def test_imports_pass_the_gate_and_are_told_of(app: App, settings: Settings, tmp_path: Path) -> None:
     file = adapterfiles.write(tmp_path / "sent", 1)[0]
     upload = app.uploads.take(file, "adapter", "ann")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import gradio as gr
 from loracomp.app.adapter_rows import Page
 from loracomp.app.ui import shelf
 from loracomp.app.ui.compose import Compose, Finder
+from loracomp.app.ui.indexing import indexed
 from loracomp.app.ui.markup import Markup, notice
 from loracomp.app.ui.panel import data_of
 from loracomp.app.ui.picks import checked
-from loracomp.app.ui.session import telling, user_of
+from loracomp.app.ui.session import telling, told, user_of
+from loracomp.errors import LoracompError
 
 ANY = "any"
 SORTS = {"name": "name", "newest": "newest", "most used": "used"}
@@ -37,10 +40,13 @@ def connect(app: Any, made: Compose) -> Any:
     ) -> tuple[Markup, Any, Markup]:  # fmt: skip
         picked = [entry["id"] for entry in checked(picks)]
         how, what = mode
-        told = Markup("")
+        said = Markup("")
         if how:
-            found = _found(app, how, what, user_of(request), fits)
-            told = notice("; ".join(found.notes)) if found.notes else told
+            try:
+                found = _found(app, how, what, user_of(request), fits)
+            except LoracompError as error:
+                return gr.skip(), gr.update(visible=True), told(error)
+            said = notice("; ".join(found.notes)) if found.notes else said
         else:
             found = app.library.page(
                 query=query, tag=_any(tag), licence=_any(licence), sort=SORTS.get(sort, "name"), page=page,
@@ -50,7 +56,7 @@ def connect(app: Any, made: Compose) -> Any:
         return (
             shelf.shelf(found, picked, narrowed, not app.library.status()["adapters"]),
             gr.update(visible=bool(how)),
-            told,
+            said,
         )
 
     drawn = {
@@ -60,12 +66,22 @@ def connect(app: Any, made: Compose) -> Any:
         "show_progress": "hidden",
         "trigger_mode": "always_last",
     }
-    _narrowing(finder, drawn)
+    _narrowing(app, finder, drawn)
     made.form.picks.change(**drawn)
     return drawn
 
 
-def _narrowing(finder: Finder, drawn: dict[str, Any]) -> None:
+def wait_for_index(app: Any, finder: Finder) -> dict[str, Any]:
+    """What goes before a gallery that only the index can fill."""
+
+    async def wait(mode: tuple[str, str]) -> AsyncIterator[Markup]:
+        async for said in indexed(app, bool(mode[0])):
+            yield said
+
+    return {"fn": wait, "inputs": finder.mode, "outputs": finder.said, "show_progress": "hidden"}
+
+
+def _narrowing(app: Any, finder: Finder, drawn: dict[str, Any]) -> None:
     """Words filter while they are typed; Enter asks the index for their meaning."""
 
     def first() -> tuple[int, tuple[str, str]]:
@@ -82,8 +98,9 @@ def _narrowing(finder: Finder, drawn: dict[str, Any]) -> None:
     for control in (finder.tag, finder.licence, finder.sort, finder.compatible):
         control.input(first, outputs=place, **quiet).then(**drawn)
     finder.query.input(first, outputs=place, trigger_mode="always_last", **quiet).then(**drawn)
-    finder.query.submit(by_words, finder.query, place, **quiet).then(**drawn)
-    finder.picture.change(by_picture, finder.picture, place, **quiet).then(**drawn)
+    wait = wait_for_index(app, finder)
+    finder.query.submit(by_words, finder.query, place, **quiet).then(**wait).then(**drawn)
+    finder.picture.change(by_picture, finder.picture, place, **quiet).then(**wait).then(**drawn)
     finder.plain.click(
         lambda: ("", None, *first()), outputs=[finder.query, finder.picture, *place], **quiet
     ).then(**drawn)

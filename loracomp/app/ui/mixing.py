@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
@@ -11,7 +12,8 @@ from loracomp.app.ui import masks
 from loracomp.app.ui.compose import NO_PICKS, Compose
 from loracomp.app.ui.diagnosis import shown
 from loracomp.app.ui.examples import example as example_of
-from loracomp.app.ui.finding import turned
+from loracomp.app.ui.finding import turned, wait_for_index
+from loracomp.app.ui.indexing import indexed
 from loracomp.app.ui.markup import Markup, bullets, node
 from loracomp.app.ui.panel import data_of
 from loracomp.app.ui.picks import checked, pick, with_word
@@ -39,7 +41,7 @@ def connect(app: Any, made: Compose, drawn: dict[str, Any]) -> None:
         trigger_mode="multiple",
         **QUIET,
     ).then(**drawn)
-    _cards(made, drawn)
+    _cards(app, made, drawn)
     _mask(made)
     _auto(app, made, drawn)
     _diagnose(app, made)
@@ -64,7 +66,7 @@ def no_picks(picks: list[Any]) -> Markup:
     return NO_PICKS if not picks else Markup("")
 
 
-def _cards(made: Compose, drawn: dict[str, Any]) -> None:
+def _cards(app: Any, made: Compose, drawn: dict[str, Any]) -> None:
     form = made.form
 
     def act(prompt: str, picks: Any, event: gr.EventData) -> tuple[Any, ...]:
@@ -96,7 +98,8 @@ def _cards(made: Compose, drawn: dict[str, Any]) -> None:
         return (1, ("like", str(data.get("id")))) if data.get("act") == "like" else (page, mode)
 
     place = [finder.page, finder.mode]
-    form.picks.select(like, place, place, trigger_mode="multiple", **QUIET).then(**drawn)
+    wait = wait_for_index(app, finder)
+    form.picks.select(like, place, place, trigger_mode="multiple", **QUIET).then(**wait).then(**drawn)
     form.picks.change(
         lambda picks: gr.update(visible=len(checked(picks)) > 1), form.picks, made.check, **QUIET
     )
@@ -133,7 +136,11 @@ def _auto(app: Any, made: Compose, drawn: dict[str, Any]) -> None:
         why = node("div", node("strong", "Why these"), lines, cls="lc-notice lc-info", role="status")
         return picks, asked["prompt"], asked["method"], no_picks(picks), why, Markup("")
 
-    made.auto.click(
+    async def wait(prompt: str) -> AsyncIterator[Markup]:
+        async for said in indexed(app, bool(prompt.strip())):
+            yield said
+
+    made.auto.click(wait, form.prompt, made.said, **QUIET).then(
         choose,
         inputs=form.prompt,
         outputs=[form.picks, form.prompt, form.method, made.none, made.why, made.said],
