@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
+import typer.main
 
 from loracomp.cli import main
+
+known_commands = cache(typer.main.get_command)
+"""The tree of commands, which a program builds once, is built once here too."""
 
 
 class Outcome(NamedTuple):
@@ -36,6 +41,8 @@ Run = Callable[..., Outcome]
 
 def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A function that runs ``loracomp ARGUMENTS…``."""
+
+    monkeypatch.setattr(typer.main, "get_command", known_commands)
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()

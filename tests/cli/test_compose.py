@@ -20,6 +20,7 @@ from loracomp.library import find
 from loracomp.lowrank import LowRank
 from loracomp.recipe import read_recipe
 
+pytestmark = pytest.mark.usefixtures("glyph_once")
 QUICK = ("--steps", 3, "--seed", 7)
 PROMPT = "a watermelon emoji, mono style"
 

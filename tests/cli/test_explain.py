@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from commandline import Run
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from loracomp.fusion.gated import Form, GateWeights
 from loracomp.library import open_adapter
 
+pytestmark = pytest.mark.usefixtures("glyph_once")
 PAIR = ("--lora", "watermelon", "--lora", "mono")
 QUICK = ("--steps", 2, "--seed", 7)
 

@@ -14,6 +14,7 @@ from loracomp.adapter import Acceleration
 from loracomp.bases import modules
 from loracomp.recipe import read_recipe
 
+pytestmark = pytest.mark.usefixtures("glyph_once")
 PROMPT = "a red apple emoji"
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from loracomp.fusion import Curve, Profile, Program
 from loracomp.recipe import read_recipe
 
+pytestmark = pytest.mark.usefixtures("glyph_once")
 QUICK = ("--steps", 2, "--seed", 7, "--size", 64)
 PROMPT = "a watermelon emoji, mono style"
 BOTH = ("--lora", "watermelon", "--lora", "mono")
