@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from math import isfinite, log
@@ -14,6 +15,7 @@ OUTLIER = 6.0
 _SMALLEST_GROUP = 5
 # Half a decibel: below it a spread of norms says nothing, however alike the modules of a kind are.
 _LEAST_SPREAD = 0.06
+_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def finite(values: Tensor) -> bool:
@@ -26,7 +28,7 @@ def finite(values: Tensor) -> bool:
 
 def kind(path: str) -> str:
     """What sort of layer a path names: the path without the indices of blocks and layers."""
-    return ".".join("#" if part.isdigit() else part for part in path.split("."))
+    return _INDEX.sub("#", path)
 
 
 def outliers(sizes: Mapping[str, float], threshold: float = OUTLIER) -> dict[str, float]:

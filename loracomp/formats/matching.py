@@ -49,6 +49,7 @@ class Match:
         unmatched: Why a tensor has none, by tensor name.
         ignored: Why a tensor without a place does no harm, by tensor name.
         dialect: The commonest dialect of the names.
+        style: The commonest way to write the suffixes of tensors, see :mod:`loracomp.formats.keys`.
         scores: Share of the file's modules, in [0, 1], that each base has under name and shape.
         modules: Number of modules in the file.
         resembles: The family that a file looks made for and why, where it does not fit the base whole.
@@ -59,15 +60,10 @@ class Match:
     unmatched: Mapping[str, str]
     ignored: Mapping[str, str]
     dialect: str
+    style: str
     scores: Mapping[str, float]
     modules: int
     resembles: str = ""
-
-    @property
-    def style(self) -> str:
-        """The commonest way to write the suffixes of tensors, see :mod:`loracomp.formats.keys`."""
-        keys = (split(text) for item in self.found for text in item.keys.values())
-        return Counter(key.style for key in keys if key is not None and key.style).most_common(1)[0][0]
 
     @property
     def confidence(self) -> float:
@@ -195,6 +191,7 @@ def _matched(
     like: str,
 ) -> Match:
     found: list[Found] = []
+    styles: list[str] = []
     taken: dict[str, str] = {}
     unmatched = {text: foreign(text) for text in unknown}
     for module in there:
@@ -203,18 +200,26 @@ def _matched(
         if reason or named is None:
             unmatched |= {key.text: reason for key in module.keys.values()}
             continue
-        keys = {role: key.text for role, key in module.keys.items()}
-        extra = keys.keys() - module.used - _BESIDES
-        unmatched |= {keys[role]: _EXTRA.get(role, f"no part of {module.algebra}") for role in sorted(extra)}
+        used: dict[str, str] = {}
+        for role, key in module.keys.items():
+            if role in module.used or role in _BESIDES:
+                used[role] = key.text
+                styles.append(key.style)
+            else:
+                unmatched[key.text] = _EXTRA.get(role, f"no part of {module.algebra}")
         dialect = _dialect(named.dialect, module.keys)
-        used = {role: key for role, key in keys.items() if role not in extra}
         found.append(Found(module.name, used, module.algebra, named.module, dialect, module.rank))
-        taken |= {piece.path: module.name for piece in named.module.pieces}
-    commonest = Counter(item.dialect for item in found).most_common(1)[0][0]
+        taken.update(dict.fromkeys((piece.path for piece in named.module.pieces), module.name))
     ignored = {text: "zero, without effect" for text in unmatched if _without_effect(source, text)}
     unmatched = {text: reason for text, reason in unmatched.items() if text not in ignored}
     like = like if unmatched else ""
-    return Match(place, tuple(found), unmatched, ignored, commonest, scores, len(there), like)
+    dialect, style = _commonest([item.dialect for item in found]), _commonest(styles)
+    return Match(place, tuple(found), unmatched, ignored, dialect, style, scores, len(there), like)
+
+
+def _commonest(names: list[str]) -> str:
+    """The name that is there most often, apart from empty ones."""
+    return Counter(filter(None, names)).most_common(1)[0][0]
 
 
 _BESIDES = {"alpha", "magnitude"}

@@ -84,11 +84,15 @@ def _reduced(update: LowRank | Matrix, module: Module, dtype: torch.dtype) -> li
 
 
 def _grams(path: str, layer: LowRank, dtype: torch.dtype) -> _Grams:
-    up, down = layer.up.flatten(1).to(dtype), layer.down.flatten(1).to(dtype)
+    """The factors one after the other, so that each stays in the processor's caches."""
+    up, down = layer.up.flatten(1), layer.down.flatten(1)
     left, right = probes(path, up.shape[0], down.shape[1])
+    if not up.dtype == down.dtype == left.dtype == dtype:
+        up, down, left, right = (values.to(dtype) for values in (up, down, left, right))
     # The few probes stand left in both products: the other order is five times slower.
-    projections = torch.mm(left.to(dtype), up), torch.mm(right.to(dtype), down.T)
-    return _Grams(path, layer.rank, layer.scale, (torch.mm(up.T, up), torch.mm(down, down.T), *projections))
+    columns, first, turned = torch.mm(up.T, up), torch.mm(left, up), down.T
+    rows, second = torch.mm(down, turned), torch.mm(right, turned)
+    return _Grams(path, layer.rank, layer.scale, (columns, rows, first, second))
 
 
 def _summed(batch: list[tuple[Item, list[_Grams] | list[Measured]]]) -> Iterator[tuple[Item, list[Measured]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,10 @@ from loracomp.formats.gate import (
 )
 
 _AHEAD = 4096
+_WIDEST = 64
+_PACKED = {torch.float64: "<d", torch.float32: "<f", torch.float16: "<e"}
+_Plan = tuple[Tensor, Tensor, list[Tensor]]
+"""The values of a run of tensors as they lie in memory, the same in float32, and its parts."""
 
 
 class Source:
@@ -45,7 +50,9 @@ class Source:
         self._handle, size = open_file(path, limits)
         self._hash: Any = None  # hashlib does not name the type of its hashes
         self._hashed = 0
-        self._scratch: dict[str, tuple[Tensor, memoryview]] = {}
+        self._memory, self._wide = memoryview(b""), torch.empty(0)
+        self._window, self._window_begin = memoryview(b""), 0
+        self._plans: dict[tuple[torch.dtype, tuple[tuple[int, ...], ...]], _Plan] = {}
         self._ahead, self._ahead_begin = b"", 0
         try:
             self.header: Header = read_header(self._handle, size, self.label, limits)
@@ -71,36 +78,75 @@ class Source:
         """The header's strings."""
         return self.header.metadata
 
-    def tensor(self, key: str, scratch: str = "") -> Tensor:
-        """The tensor ``key``, read into memory of its own.
-
-        With ``scratch``, into memory that the next tensor with the same scratch name overwrites.
-        """
+    def tensor(self, key: str) -> Tensor:
+        """The tensor ``key``, read into memory of its own."""
         info = self.tensors[key]
-        size = info.end - info.begin
-        raw, window = self._memory(size, scratch)
-        self._fill(window, info.begin)
-        if self._hash is not None and info.begin >= self._hashed:
-            self._hash_until(info.begin)
-            self._hash.update(window)
-            self._hashed = info.end
+        raw = torch.empty(info.end - info.begin, dtype=torch.uint8)
+        self._take(memoryview(raw.numpy().data), info.begin)
         return raw.view(info.dtype).view(info.shape)
+
+    def together(self, keys: Sequence[str], along: str = "") -> list[Tensor]:
+        """Float32 copies of tensors of fractions, in memory that the next call overwrites.
+
+        What lies side by side, as the factors of a module commonly do, is read, hashed and copied in one
+        go: one by one, the calls would take as long as their work. So is the small tensor ``along`` where
+        it lies right before, for :meth:`scalar`.
+
+        Args:
+            keys: Tensors in file order.
+            along: A tensor that is wanted next; none where empty.
+        """
+        infos = [self.tensors[key] for key in keys]
+        begin, end, kind = infos[0].begin, infos[0].end, infos[0].dtype
+        for info in infos[1:]:
+            end = info.end if info.begin == end and info.dtype is kind else -1
+        if end <= begin:
+            return [self.tensor(key).float() for key in keys]
+        before = self.tensors[along] if along else infos[0]
+        close = before.end == begin and begin - before.begin <= _WIDEST
+        self._read_along(before.begin if close else begin, begin, end)
+        plan = kind, tuple(info.shape for info in infos)
+        values, wide, parts = self._plans.get(plan) or self._planned(*plan)
+        if wide is not values:
+            wide.copy_(values)
+        return list(parts)
+
+    def _read_along(self, start: int, begin: int, end: int) -> None:
+        """Reads the file from ``start`` to ``end`` such that ``begin`` comes to lie where any type may."""
+        size = _WIDEST + end - begin
+        if len(self._memory) < size:
+            self._plans, self._window = {}, memoryview(b"")
+            self._memory = memoryview(torch.empty(size, dtype=torch.uint8).numpy().data)
+        self._window, self._window_begin = self._memory[_WIDEST + start - begin : size], start
+        self._take(self._window, start)
+
+    def _planned(self, kind: torch.dtype, shapes: tuple[tuple[int, ...], ...]) -> _Plan:
+        """Tensors over the memory for a run of shapes; kept, since most modules are like one before."""
+        count = sum(map(prod, shapes))
+        values = wide = torch.frombuffer(self._memory, dtype=kind, count=count, offset=_WIDEST)
+        if kind is not torch.float32:
+            if self._wide.numel() < count:
+                self._plans, self._wide = {}, torch.empty(count)
+            wide = self._wide.narrow(0, 0, count)
+        parts = [
+            part.view(shape) for part, shape in zip(wide.split([*map(prod, shapes)]), shapes, strict=True)
+        ]
+        self._plans[kind, shapes] = values, wide, parts
+        return values, wide, parts
+
+    def _take(self, window: memoryview, begin: int) -> None:
+        """Fills a window, and hashes what it holds where that comes next."""
+        self._fill(window, begin)
+        if self._hash is not None and begin >= self._hashed:
+            self._hash_until(begin)
+            self._hash.update(window)
+            self._hashed = begin + len(window)
 
     def content(self) -> Tensor:
         """All tensor bytes in one read, uint8; byte 0 is the file's ``header.data_begin``."""
         raw = torch.empty(self.header.size - self.header.data_begin, dtype=torch.uint8)
         self._fill(memoryview(raw.numpy().data), self.header.data_begin)
         return raw
-
-    def _memory(self, size: int, scratch: str) -> tuple[Tensor, memoryview]:
-        """``size`` bytes, new ones or those of a scratch name, as a tensor and as a window for reading."""
-        held = self._scratch.get(scratch) if scratch else None
-        if held is None or len(held[1]) < size:
-            raw = torch.empty(size, dtype=torch.uint8)
-            held = raw, memoryview(raw.numpy().data)
-        if scratch:
-            self._scratch[scratch] = held
-        return held if len(held[1]) == size else (held[0].narrow(0, 0, size), held[1][:size])
 
     def start_hash(self) -> None:
         """From here on, tensors that are read in file order are hashed on the way."""
@@ -136,11 +182,16 @@ class Source:
         if prod(info.shape) != 1:
             what = f"{printable(key)!r} must be one number but has the shape {info.shape}"
             raise FormatError(f"{self.label}: {what}; save it again")
-        raw = bytearray(self._small(info.begin, info.end))
-        return float(torch.frombuffer(raw, dtype=info.dtype, count=1))
+        raw = self._small(info.begin, info.end)
+        if packed := _PACKED.get(info.dtype):
+            return float(struct.unpack(packed, raw)[0])
+        return float(torch.frombuffer(bytearray(raw), dtype=info.dtype, count=1))
 
     def _small(self, begin: int, end: int) -> bytes:
         """A few bytes of the file; those that follow are read with them, for they are often wanted next."""
+        inside = begin - self._window_begin
+        if inside >= 0 and end - self._window_begin <= len(self._window):
+            return bytes(self._window[inside : inside + end - begin])
         start = begin - self._ahead_begin
         if start < 0 or end - self._ahead_begin > len(self._ahead):
             block = bytearray(min(_AHEAD, self.header.size - begin))

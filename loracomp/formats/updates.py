@@ -34,7 +34,7 @@ def read(
 
     DoRA magnitudes are taken into account where the base's weights are given, else left out. Who
     measures the update anyway leaves out the check for finite values, and checks where the measure is
-    not finite; the update then lives until the next module is read.
+    not finite; the update is then in float32 and lives until the next module is read.
 
     Raises:
         UnusableError: NaN or infinite values, or a rank beyond the limit.
@@ -45,12 +45,15 @@ def read(
             f"the module {printable(item.name)!r} has rank {item.rank}, above the limit {limit}"
         )
     roles = sorted(item.keys.keys() - {"alpha"}, key=lambda role: source.tensors[item.keys[role]].begin)
-    factors = {role: source.tensor(item.keys[role], "" if check else role) for role in roles}
-    for role, values in factors.items():
-        if not values.is_floating_point():
-            raise UnusableError(
-                f"the tensor {printable(item.keys[role])!r} holds {values.dtype}, no fractions"
-            )
+    keys = [item.keys[role] for role in roles]
+    for key in keys:
+        if not (kind := source.tensors[key].dtype).is_floating_point:
+            raise UnusableError(f"the tensor {printable(key)!r} holds {kind}, no fractions")
+    if check:
+        values = [source.tensor(key) for key in keys]
+    else:
+        values = source.together(keys, item.keys.get("alpha", ""))
+    factors = dict(zip(roles, values, strict=True))
     if check:
         check_finite(item, factors)
     magnitude = factors.pop("magnitude", None)

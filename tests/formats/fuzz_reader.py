@@ -3,7 +3,8 @@
 Coverage-guided, with atheris installed:   python tests/formats/fuzz_reader.py [CORPUS_FOLDER] [-runs=N]
 Without it, seeded mutations of the seeds: python tests/formats/fuzz_reader.py --random N [--seed S]
 
-Inputs that crash, or take more than a second of processor time, are written beside the folder one is in.
+Inputs that crash, or take more than a second of processor time or 512 MiB, are written to the folder one
+is in.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import random
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 _POOL = 400
 _REPORT_EVERY = 20_000
+_SECONDS, _MIB = 1.0, 512
 
 
 def corpus() -> list[bytes]:
@@ -30,52 +33,90 @@ def corpus() -> list[bytes]:
     return [data for _, data in seeds()] + [file.read_bytes() for file in sorted(CORPUS.glob("*.bin"))]
 
 
+class Watch:
+    """Feeds a reader, and raises for an input that takes too much time or memory; counts and reports."""
+
+    def __init__(self) -> None:
+        from mutations import Reader
+
+        self.reader, self.count = Reader(), 0
+        for data in corpus():
+            self.reader.feed(data)
+        self.reader.slowest, self.before, self.start = 0.0, _resident(), time.monotonic()
+
+    def feed(self, data: bytes) -> None:
+        """One input; what comes out is an error of the reader."""
+        self.count += 1
+        try:
+            self.reader.feed(data)
+        finally:
+            if self.count % _REPORT_EVERY == 0:
+                self.report()
+        if self.reader.slowest > _SECONDS:
+            raise AssertionError(f"took {self.reader.slowest:.2f} s")
+        if _resident() - self.before > _MIB:
+            raise AssertionError(f"took {_resident() - self.before} MiB")
+
+    def report(self) -> None:
+        """Prints the figures so far."""
+        print(
+            f"{self.count} inputs in {time.monotonic() - self.start:.0f} s: {self.reader.read} read, "
+            f"{self.reader.refused} refused, slowest {self.reader.slowest:.3f} s, "
+            f"memory +{_resident() - self.before} MiB",
+            flush=True,
+        )
+
+
+def _resident() -> int:
+    """The most memory that this process has had so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
 def at_random(runs: int, seed: int) -> int:
     """Feeds mutations, breeding from inputs that are read; the number of failures."""
-    from mutations import Reader, mutated
+    from mutations import mutated
 
-    reader, chance, failures = Reader(), random.Random(seed), 0
-    pool = corpus()
-    for data in pool:
-        reader.feed(data)
-    reader.slowest, resident = 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
-    for index in range(1, runs + 1):
-        data, read = mutated(chance.choice(pool), chance), reader.read
+    watch, chance, failures, pool = Watch(), random.Random(seed), 0, corpus()
+    for _ in range(runs):
+        data, read = mutated(chance.choice(pool), chance), watch.reader.read
         try:
-            reader.feed(data)
+            watch.feed(data)
         except Exception as error:
             failures += 1
+            watch.reader.slowest = 0.0
             place = Path(f"crash-{hashlib.sha256(data).hexdigest()[:12]}.bin")
             place.write_bytes(data)
             print(f"{place}: {type(error).__name__}: {error}", flush=True)
-        if reader.read > read:
+        if watch.reader.read > read:
             pool.append(data)
             if len(pool) > _POOL:
                 del pool[chance.randrange(len(pool))]
-        if index % _REPORT_EVERY == 0 or index == runs:
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) // 1024
-            print(
-                f"{index} inputs in {time.monotonic() - start:.0f} s: {reader.read} read, {reader.refused} "
-                f"refused, {failures} failures, slowest {reader.slowest:.3f} s, memory +{grown} MiB",
-                flush=True,
-            )
+    watch.report()
+    print(f"{failures} failures", flush=True)
     return failures
 
 
 def guided(arguments: list[str]) -> None:
-    """Hands over to atheris, with the structural mutations as its custom mutator."""
+    """Hands over to atheris, with the structural mutations as its custom mutator.
+
+    It starts from the seeds and the committed inputs, without which it would hardly get past the header.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["loracomp.formats"]):
-        from mutations import Reader, mutated
+        from mutations import mutated
 
-    reader = Reader()
+    watch = Watch()
 
     def mutator(data: bytes, size: int, seed: int) -> bytes:
         return mutated(data, random.Random(seed), size)
 
-    atheris.Setup([sys.argv[0], *arguments], reader.feed, custom_mutator=mutator)
+    known = tempfile.mkdtemp()
+    for number, data in enumerate(corpus()):
+        Path(known, f"{number}.bin").write_bytes(data)
+    folders = [text for text in arguments if not text.startswith("-")]
+    options = [text for text in arguments if text.startswith("-")]
+    atheris.Setup([sys.argv[0], *options, *folders, known], watch.feed, custom_mutator=mutator)
     atheris.Fuzz()
 
 
