@@ -96,6 +96,18 @@ def method_part() -> tuple[Any, Any]:
     return method, plain(id="method-told", classes="lc-quiet")
 
 
+def methods(app: Any, chosen: str | None = None) -> Any:
+    """The list of methods, the plain one first, and the one chosen; waits until torch is imported."""
+    named = sorted((one["name"] for one in app.methods()), key=lambda name: (name != "merge", name))
+    return gr.update(choices=named) if chosen is None else gr.update(choices=named, value=chosen)
+
+
+def schedulers(app: Any, chosen: str | None = None) -> Any:
+    """The list of schedulers; the same."""
+    named = [OWN, *(one["name"] for one in app.schedulers())]
+    return gr.update(choices=named) if chosen is None else gr.update(choices=named, value=chosen)
+
+
 def settings_part() -> dict[str, Any]:
     """Everything that has a good default."""
     with gr.Accordion("Settings", open=False, elem_id="settings"):

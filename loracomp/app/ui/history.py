@@ -11,7 +11,7 @@ import gradio as gr
 from loracomp.app.history import Picture, Restored
 from loracomp.app.ui import restoring
 from loracomp.app.ui.compose import Compose
-from loracomp.app.ui.form import COUNT, Values, request_of
+from loracomp.app.ui.form import COUNT, Values, methods, request_of, schedulers
 from loracomp.app.ui.markup import Markup, button, empty, facts, join, node, notice
 from loracomp.app.ui.panel import data_of, panel, plain
 from loracomp.app.ui.session import asked, telling, user_of
@@ -176,7 +176,11 @@ class History:
         from loracomp.app.ui.mixing import no_picks
 
         values = restoring.values_of(self.app, found.request)
-        shown = [getattr(values, name) for name in values.__dataclass_fields__]
+        lists = {
+            "method": methods(self.app, values.method),
+            "scheduler": schedulers(self.app, values.scheduler),
+        }
+        shown = [lists.get(name, getattr(values, name)) for name in values.__dataclass_fields__]
         told = restoring.told(found.missing, found.notes)
         return (*shown, gr.Tabs(selected="compose"), no_picks(values.picks), told, gr.skip(), Markup(""))
 

@@ -13,6 +13,7 @@ from loracomp.app.ui.compose import NO_PICKS, Compose
 from loracomp.app.ui.diagnosis import shown
 from loracomp.app.ui.examples import example as example_of
 from loracomp.app.ui.finding import turned, wait_for_index
+from loracomp.app.ui.form import methods
 from loracomp.app.ui.indexing import indexed
 from loracomp.app.ui.markup import Markup, bullets, node
 from loracomp.app.ui.panel import data_of
@@ -134,7 +135,7 @@ def _auto(app: Any, made: Compose, drawn: dict[str, Any]) -> None:
         picks = [pick(app.library.get(use["id"]), use["weight"]) for use in asked["adapters"]]
         lines = bullets(choice["lines"])
         why = node("div", node("strong", "Why these"), lines, cls="lc-notice lc-info", role="status")
-        return picks, asked["prompt"], asked["method"], no_picks(picks), why, Markup("")
+        return picks, asked["prompt"], methods(app, asked["method"]), no_picks(picks), why, Markup("")
 
     async def wait(prompt: str) -> AsyncIterator[Markup]:
         async for said in indexed(app, bool(prompt.strip())):

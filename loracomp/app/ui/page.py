@@ -9,7 +9,7 @@ import gradio as gr
 from loracomp.app.ui import compose, finding, generating, keeping, mixing, queue
 from loracomp.app.ui.compare import Compare
 from loracomp.app.ui.finding import ANY
-from loracomp.app.ui.form import OWN
+from loracomp.app.ui.form import methods, schedulers
 from loracomp.app.ui.history import History
 from loracomp.app.ui.library import Library
 from loracomp.app.ui.markup import Markup, node
@@ -89,16 +89,14 @@ def _clock(app: Any, clock: Any, state: Any, made: compose.Compose, drawn: dict[
     """
     form, seen, ready = made.form, gr.State(-1), gr.State(False)
 
-    def look() -> tuple[Any, ...]:
+    def look(method: str) -> tuple[Any, ...]:
         found = app.engine_state()
         library = found["library"]
         if found["state"] == "loading":
             return head(found), gr.skip(), library["adapters"], *(gr.skip() for _ in range(4))
-        names = sorted((one["name"] for one in app.methods()), key=lambda name: (name != "merge", name))
-        kinds = [OWN, *(one["name"] for one in app.schedulers())]
         settled = library["adapters"] > 0 and not library["scanning"]
-        lists = gr.update(choices=names), gr.update(choices=kinds)
-        return head(found), gr.Timer(active=not settled), library["adapters"], *lists, told("merge"), True
+        lists = methods(app), schedulers(app)
+        return head(found), gr.Timer(active=not settled), library["adapters"], *lists, told(method), True
 
     def told(method: str) -> Any:
         if app.engine_state()["state"] == "loading":
@@ -109,7 +107,8 @@ def _clock(app: Any, clock: Any, state: Any, made: compose.Compose, drawn: dict[
         found = app.library.facets()
         return gr.update(choices=[ANY, *found["tag"]]), gr.update(choices=[ANY, *found["licence"]])
 
-    clock.tick(look, outputs=[state, clock, seen, form.method, form.scheduler, made.told, ready], **QUIET)
+    outputs = [state, clock, seen, form.method, form.scheduler, made.told, ready]
+    clock.tick(look, form.method, outputs, **QUIET)
     form.method.change(told, form.method, made.told, **QUIET)
     seen.change(**drawn)
     seen.change(facets, outputs=[made.finder.tag, made.finder.licence], **QUIET)

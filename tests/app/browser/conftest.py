@@ -11,16 +11,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import torch
+from webpage import PATIENCE_MS, Ask, Open
 
 ROOT = Path(__file__).parents[3]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-PATIENCE_MS = 60_000
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -159,33 +159,63 @@ def small_codec(folder: Path) -> None:
 
 
 @pytest.fixture
-def asked(server: Server) -> Callable[[str], Any]:
-    """What the HTTP interface answers: ``asked("/history")``; bytes of what is not JSON."""
+def asked(server: Server) -> Ask:
+    """What the HTTP interface answers to ``asked(path)`` or ``asked(path, body)``; bytes if it is no JSON."""
 
-    def ask(path: str) -> Any:
-        with urllib.request.urlopen(f"{server.address}/api/v1{path}", timeout=30) as answer:
+    def ask(path: str, body: Any = None) -> Any:
+        sent = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{server.address}/api/v1{path}", sent, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE_MS / 1000) as answer:
             body = answer.read()
         return json.loads(body) if answer.headers["Content-Type"].startswith("application/json") else body
 
     return ask
 
 
-Open = Callable[..., Any]
+# Everything of an earlier test is forgotten as a page is opened; a reload of that page keeps what it holds.
+FORGET = (
+    "if (!sessionStorage.getItem('opened')) { localStorage.clear(); sessionStorage.setItem('opened', '1'); }"
+)
+
+
+@pytest.fixture(scope="session")
+def contexts(browser: Any) -> Iterator[dict[tuple[int, bool], Any]]:
+    """Browser contexts by width and mode, kept because they have the page's scripts in their cache."""
+    opened: dict[tuple[int, bool], Any] = {}
+    yield opened
+    for context in opened.values():
+        context.close()
 
 
 @pytest.fixture
-def visit(browser: Any, server: Server, request: pytest.FixtureRequest) -> Iterator[Open]:
-    """Opens the page: ``visit(width=…, dark=…)``; complaints of the page's own scripts fail the test."""
-    contexts, complaints = [], []
+def visit(
+    browser: Any,
+    contexts: dict[tuple[int, bool], Any],
+    server: Server,
+    request: pytest.FixtureRequest,
+) -> Iterator[Open]:
+    """Opens the page, ``visit(width=…, dark=…)``, and closes the one before.
+
+    Complaints of the page's own scripts fail the test.
+    """
+    complaints: list[str] = []
     if getattr(request.node, "execution_count", 1) > 1:
         server.renew()  # what the try before it left behind is no part of the test
 
+    def close() -> None:
+        for context in contexts.values():
+            for page in context.pages:
+                page.close()
+
     def go(width: int = 1440, dark: bool = False) -> Any:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
-        contexts.append(context)
-        page = context.new_page()
+        close()
+        if (width, dark) not in contexts:
+            size, mode = {"width": width, "height": 900}, "dark" if dark else "light"
+            contexts[width, dark] = browser.new_context(viewport=size, color_scheme=mode)
+            contexts[width, dark].add_init_script(FORGET)
+        page = contexts[width, dark].new_page()
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(server.address)
@@ -193,6 +223,5 @@ def visit(browser: Any, server: Server, request: pytest.FixtureRequest) -> Itera
         return page
 
     yield go
-    for context in contexts:
-        context.close()
+    close()
     assert not complaints

@@ -1,48 +1,17 @@
-"""Compose, Compare, History and Jobs as a person uses them."""
+"""Compose as a person uses it: pick, mix, be advised, draw."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from webpage import PATIENCE_MS, Ask, Open, drawn, names, newest, pick, settings, tile, until
 
-Open = Callable[..., Any]
-Ask = Callable[[str], Any]
+from loracomp.app.library import SHIPPED
 
-
-def newest(asked: Ask) -> dict[str, Any]:
-    """The picture that was drawn last."""
-    found: dict[str, Any] = asked("/history")["rows"][0]
-    return found
-
-
-def tile(page: Any, name: str) -> Any:
-    """The adapter's tile in the gallery."""
-    return page.locator("#shelf").get_by_role("button", name=f"{name},")
-
-
-def pick(page: Any, *names: str) -> None:
-    """Picks adapters by looking."""
-    for number, name in enumerate(names):
-        tile(page, name).click()
-        page.locator("#picks .lc-pick").nth(number).wait_for()
-
-
-def settings(page: Any, steps: int, seed: int | None = None) -> None:
-    """Few steps, and a seed that stays."""
-    page.locator("#settings button").first.click()
-    page.get_by_label("Steps").fill(str(steps))
-    if seed is not None:
-        page.get_by_label("Seed", exact=True).fill(str(seed))
-        page.get_by_label("Keep this seed").check()
-
-
-def drawn(page: Any) -> Any:
-    """Waits for the picture of Compose."""
-    page.locator("#stage [data-state=done] img").first.wait_for()
-    return page.locator("#stage img").first
+DRAWING = Path(__file__).parents[3] / "examples" / "styles" / "mono" / "000-bathtub.png"
+LONG_MS = 3 * PATIENCE_MS
+"""The index is built when it is first asked for."""
 
 
 def test_two_presses_give_a_newcomer_a_picture(visit: Open, asked: Ask) -> None:
@@ -59,16 +28,14 @@ def test_two_presses_give_a_newcomer_a_picture(visit: Open, asked: Ask) -> None:
 
 def test_quick_picks_are_all_kept(visit: Open) -> None:
     page = visit()
-    names = ("watermelon", "mono", "bicycle")
+    wanted = ["watermelon", "mono", "bicycle"]
     page.evaluate(
         """names => names.forEach(name =>
             document.querySelector(`#shelf [data-act=pick][aria-label^="${name},"]`).click())""",
-        names,
+        wanted,
     )
     page.locator("#picks .lc-pick").nth(2).wait_for()
-    assert [name for name in names if page.locator("#picks").get_by_text(name, exact=True).count()] == [
-        *names
-    ]
+    assert page.locator("#picks .lc-pick strong").all_inner_texts() == wanted
 
 
 def test_what_the_cards_show_is_what_is_drawn(visit: Open, asked: Ask) -> None:
@@ -87,12 +54,12 @@ def test_what_the_cards_show_is_what_is_drawn(visit: Open, asked: Ask) -> None:
     page.keyboard.press("ArrowUp")
     page.get_by_role("slider", name="Point 2 of 2").focus()
     page.keyboard.press("ArrowLeft")
-    settings(page, 3, seed=11)
+    settings(page, 2, seed=11)
     page.get_by_role("button", name="Generate").click()
     drawn(page)
     request = newest(asked)["request"]
     bicycle, mono = request["adapters"]
-    assert (request["seed"], request["steps"]) == (11, 3)
+    assert (request["seed"], request["steps"]) == (11, 2)
     assert mono["weight"] == -0.5 and mono["curve"] is None
     assert bicycle["weight"] == pytest.approx(0.85)
     assert bicycle["curve"]["points"] == [[0.4, pytest.approx(0.85)], [0.95, 0.0]]
@@ -107,8 +74,11 @@ def test_words_go_into_the_prompt_once(visit: Open) -> None:
     word.click()
     page.wait_for_function("document.querySelector('#prompt textarea').value.endsWith('pixel art style')")
     word.click()
-    page.wait_for_timeout(500)
-    assert prompt.input_value() == "a quiet house, pixel art style"
+    # Presses are answered in turn: a word of another adapter comes after what this one did.
+    tile(page, "mono").click()
+    page.get_by_role("button", name="+ mono style").click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value.endsWith('mono style')")
+    assert prompt.input_value() == "a quiet house, pixel art style, mono style"
 
 
 def test_search_narrows_and_says_when_nothing_fits(visit: Open) -> None:
@@ -126,6 +96,8 @@ def test_an_error_stands_where_the_person_looks(visit: Open) -> None:
     alert = page.locator("#compose-notice [role=alert]")
     alert.wait_for()
     assert "say what to draw" in alert.inner_text()
+    page.get_by_role("button", name="Choose for me").click()
+    alert.get_by_text("no prompt to choose by").wait_for()
 
 
 def test_cancel_ends_within_a_step(visit: Open, asked: Ask) -> None:
@@ -144,86 +116,84 @@ def test_cancel_ends_within_a_step(visit: Open, asked: Ask) -> None:
 def test_a_painted_mask_is_drawn_with(visit: Open, asked: Ask) -> None:
     page = visit()
     pick(page, "blobs")
+    settings(page, 2)
     page.get_by_role("button", name="Paint where blobs acts").click()
-    canvas = page.locator("#mask-editor canvas").first
-    canvas.wait_for()
-    page.wait_for_timeout(800)
-    frame = canvas.bounding_box()
+    editor = page.locator("#mask-editor")
+    # The painter takes strokes once it has laid down its ground, which can be undone from then on.
+    until(editor.get_by_role("button", name="Undo").is_enabled)
+    frame = editor.locator("canvas").first.bounding_box()
     x, y = frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2
     page.mouse.move(x - 40, y)
     page.mouse.down()
-    page.mouse.move(x + 40, y, steps=8)
+    page.mouse.move(x + 40, y, steps=2)
     page.mouse.up()
     page.get_by_role("button", name="Use this mask").click()
     page.get_by_text("Where: painted").wait_for()
-    settings(page, 2)
     page.get_by_role("button", name="Generate").click()
     drawn(page)
     assert len(newest(asked)["request"]["adapters"][0]["mask"]) > 100
 
 
-def test_every_cell_of_a_grid_has_its_own_setting(visit: Open, asked: Ask) -> None:
+def test_find_alike_shows_what_does_the_same_to_the_weights(visit: Open) -> None:
     page = visit()
-    pick(page, "watermelon")
-    settings(page, 3, seed=5)
-    page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("Values, columns").fill("0, 1")
-    page.get_by_role("button", name="Draw the grid").click()
-    page.locator("#grid [data-state=done]").wait_for()
-    assert page.locator("#grid th").all_inner_texts() == ["weight 0.0", "weight 1.0"]
-    cells = [node.get_attribute("data-id") for node in page.locator("#grid .lc-cell").all()]
-    shown = [asked(f"/history/{id_}") for id_ in cells]
-    assert [one["request"]["adapters"][0]["weight"] for one in shown] == [0.0, 1.0]
-    page.locator("#grid .lc-cell").nth(1).click()
-    page.locator("#pair img").first.wait_for()
-    assert page.locator("#pair img").count() == 2
+    pick(page, "mono")
+    page.get_by_role("button", name="Find adapters like mono").click()
+    page.get_by_role("button", name="Show all adapters again").wait_for(timeout=LONG_MS)
+    found = until(lambda: "mono" not in (shown := names(page)) and shown)
+    assert sorted([*found, "mono"]) == sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    assert set(found[:3]) == {"blobs", "fluent", "pixel"}, "a style is like the other styles"
+    page.get_by_role("button", name="Show all adapters again").click()
+    tile(page, "mono").wait_for()
 
 
-def test_a_press_restores_a_picture(visit: Open, asked: Ask) -> None:
+def test_a_picture_finds_the_adapter_that_draws_such(visit: Open) -> None:
     page = visit()
-    pick(page, "light-bulb")
-    settings(page, 2, seed=77)
+    page.locator("#filters button").first.click()
+    page.locator("#by-picture input[type=file]").set_input_files(DRAWING)
+    said = page.locator("#find-notice").get_by_text("the picture was searched for by the words")
+    said.wait_for(timeout=LONG_MS)
+    assert "a bathtub emoji, mono style" in said.inner_text()
+    assert "no learned encoder for glyph" in said.inner_text()
+    until(lambda: names(page)[:1] == ["mono"])
+
+
+def test_the_app_chooses_for_a_prompt_and_says_why(visit: Open, asked: Ask) -> None:
+    page = visit()
+    page.locator("#prompt textarea").fill("a watermelon in mono style")
+    page.get_by_role("button", name="Choose for me").click()
+    why = page.locator("#why [role=status]")
+    why.wait_for(timeout=LONG_MS)
+    page.locator("#picks .lc-pick").nth(1).wait_for()
+    method = page.get_by_label("Method", exact=True)
+    until(lambda: f"method {method.input_value()}: " in why.inner_text())
+    weights = page.locator("#picks input[type=number]")
+    shown = {
+        name: weights.nth(number).input_value()
+        for number, name in enumerate(page.locator("#picks .lc-pick strong").all_inner_texts())
+    }
+    assert shown.keys() == {"watermelon", "mono"}
+    for name, weight in shown.items():
+        assert f"{name}, weight {float(weight):g} (" in why.inner_text()
+    settings(page, 2)
     page.get_by_role("button", name="Generate").click()
     drawn(page)
-    before = newest(asked)
-    fresh = visit()
-    fresh.get_by_role("tab", name="History").click()
-    fresh.locator("#history-gallery .lc-tile").first.click()
-    fresh.get_by_role("button", name="Restore settings").click()
-    fresh.get_by_text("Generate draws the same picture").wait_for()
-    fresh.get_by_role("button", name="Generate").click()
-    drawn(fresh)
-    again = newest(asked)
-    assert again["id"] != before["id"]
-    assert again["recipe"] == before["recipe"]
+    picture = newest(asked)
+    assert picture["request"]["method"] == method.input_value()
+    uses = {use["name"]: use["weight"] for use in picture["recipe"]["uses"]}
+    assert uses == pytest.approx({name: float(weight) for name, weight in shown.items()})
 
 
-def test_a_dropped_picture_restores_its_settings(visit: Open, asked: Ask, tmp_path: Path) -> None:
+def test_the_diagnosis_names_a_method_and_its_reason(visit: Open, asked: Ask) -> None:
     page = visit()
-    pick(page, "fluent")
-    settings(page, 2, seed=78)
-    page.get_by_role("button", name="Generate").click()
-    drawn(page)
-    file = tmp_path / "mine.png"
-    file.write_bytes(asked(f"/history/{newest(asked)['id']}/image"))
-    fresh = visit()
-    fresh.get_by_role("tab", name="History").click()
-    fresh.locator("#history-drop input[type=file]").set_input_files(file)
-    fresh.get_by_text("Generate draws the same picture").wait_for()
-    fresh.locator("#picks").get_by_text("fluent", exact=True).wait_for()
-    fresh.locator("#settings button").first.click()
-    assert fresh.get_by_label("Seed", exact=True).input_value() == "78"
-
-
-def test_a_recipe_is_kept_and_used(visit: Open) -> None:
-    page = visit()
-    pick(page, "mono", "violin")
-    page.get_by_role("tab", name="History").click()
-    page.get_by_label("Name").fill("Ink violins")
-    page.get_by_role("button", name="Save recipe").click()
-    page.get_by_text("Saved Ink violins.").wait_for()
-    fresh = visit()
-    fresh.get_by_role("tab", name="History").click()
-    fresh.get_by_role("button", name="Use Ink violins").click()
-    fresh.locator("#picks .lc-pick").nth(1).wait_for()
-    assert fresh.get_by_label("Prompt").input_value() == "a violin emoji, mono style"
+    pick(page, "mono", "pixel")
+    page.get_by_role("button", name="How do these adapters go together?").click()
+    report = page.locator("#diagnosis [role=status]")
+    report.wait_for()
+    ids = [{"id": card.get_attribute("data-id")} for card in page.locator("#picks .lc-pick").all()]
+    known = asked("/diagnose", {"adapters": ids})
+    assert f"Take {known['advice']['method']}: {known['advice']['reason']}" in report.inner_text()
+    report.get_by_text("The figures").click()
+    rows = [row.locator("td").all_inner_texts() for row in report.locator("tbody tr").all()]
+    assert [row[1] for row in rows] == [*(block["name"] for block in known["blocks"]), known["whole"]["name"]]
+    assert {row[0] for row in rows} == {"mono + pixel"}
+    assert rows[-1][2] == f"{known['whole']['cosines'][0]:.2f}"

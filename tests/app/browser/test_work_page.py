@@ -1,35 +1,86 @@
-"""Train, Watermark, Library, and a restart in the middle of work."""
+"""Compare, History, Train, Watermark, Library, Jobs, and a restart in the middle of work."""
 
 from __future__ import annotations
 
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from webpage import PATIENCE_MS, Ask, Open, choose, drawn, newest, pick, settings, until
 
-Open = Callable[..., Any]
-Ask = Callable[[str], Any]
 ROOT = Path(__file__).parents[3]
-PATIENCE_MS = 60_000
 
 
-def choose(page: Any, label: str, option: str) -> None:
-    """Chooses in one of Gradio's lists."""
-    page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=option).first.click()
+def test_every_cell_of_a_grid_has_its_own_setting(visit: Open, asked: Ask) -> None:
+    page = visit()
+    pick(page, "watermelon")
+    settings(page, 2, seed=5)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Values, columns").fill("0, 1")
+    page.get_by_role("button", name="Draw the grid").click()
+    page.locator("#grid [data-state=done]").wait_for()
+    assert page.locator("#grid th").all_inner_texts() == ["weight 0.0", "weight 1.0"]
+    cells = [node.get_attribute("data-id") for node in page.locator("#grid .lc-cell").all()]
+    shown = [asked(f"/history/{id_}") for id_ in cells]
+    assert [one["request"]["adapters"][0]["weight"] for one in shown] == [0.0, 1.0]
+    page.locator("#grid .lc-cell").nth(1).click()
+    page.locator("#pair img").first.wait_for()
+    assert page.locator("#pair img").count() == 2
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for what the page does behind the eye."""
-    last = time.monotonic() + PATIENCE_MS / 1000
-    while not holds():
-        assert time.monotonic() < last
-        time.sleep(0.1)
+def test_a_press_restores_a_picture(visit: Open, asked: Ask) -> None:
+    page = visit()
+    pick(page, "light-bulb")
+    settings(page, 2, seed=77)
+    page.get_by_role("button", name="Generate").click()
+    drawn(page)
+    before = newest(asked)
+    fresh = visit()
+    fresh.get_by_role("tab", name="History").click()
+    fresh.locator("#history-gallery .lc-tile").first.click()
+    fresh.get_by_role("button", name="Restore settings").click()
+    fresh.get_by_text("Generate draws the same picture").wait_for()
+    fresh.get_by_role("button", name="Generate").click()
+    drawn(fresh)
+    again = newest(asked)
+    assert again["id"] != before["id"]
+    assert again["recipe"] == before["recipe"]
+
+
+def test_a_dropped_picture_restores_its_settings(visit: Open, asked: Ask, tmp_path: Path) -> None:
+    page = visit()
+    pick(page, "fluent")
+    settings(page, 2, seed=78)
+    page.get_by_role("button", name="Generate").click()
+    drawn(page)
+    file = tmp_path / "mine.png"
+    file.write_bytes(asked(f"/history/{newest(asked)['id']}/image"))
+    fresh = visit()
+    fresh.get_by_role("tab", name="History").click()
+    fresh.locator("#history-drop input[type=file]").set_input_files(file)
+    fresh.get_by_text("Generate draws the same picture").wait_for()
+    fresh.locator("#picks").get_by_text("fluent", exact=True).wait_for()
+    fresh.locator("#settings button").first.click()
+    seed = fresh.get_by_label("Seed", exact=True)
+    until(lambda: seed.input_value() == "78")
+
+
+def test_a_recipe_is_kept_and_used(visit: Open) -> None:
+    page = visit()
+    pick(page, "mono", "violin")
+    page.get_by_role("tab", name="History").click()
+    page.get_by_label("Name").fill("Ink violins")
+    page.get_by_role("button", name="Save recipe").click()
+    page.get_by_text("Saved Ink violins.").wait_for()
+    fresh = visit()
+    fresh.get_by_role("tab", name="History").click()
+    fresh.get_by_role("button", name="Use Ink violins").click()
+    fresh.locator("#picks .lc-pick").nth(1).wait_for()
+    prompt = fresh.get_by_label("Prompt")
+    until(lambda: prompt.input_value() == "a violin emoji, mono style")
 
 
 def train(page: Any, name: str, steps: int) -> None:
