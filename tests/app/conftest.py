@@ -11,6 +11,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the app's packages are missing: pip install 'loracomp[app]'")
 
+from starlette.testclient import TestClient
+
+from loracomp.app.server import make_server
 from loracomp.app.settings import Limits, Settings
 from loracomp.app.state import App
 
@@ -44,3 +47,9 @@ def wait() -> Callable[..., Any]:
         raise AssertionError(f"nothing came of {what} in {seconds:g} s")
 
     return until
+
+
+@pytest.fixture
+def client(app: App) -> TestClient:
+    """An app for this machine alone; its workers are not started."""
+    return TestClient(make_server(app, page=False), base_url="http://127.0.0.1:7860")
