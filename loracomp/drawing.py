@@ -11,6 +11,7 @@ from typing import Any
 from loracomp.adapter import Adapter
 from loracomp.bases import BASES, get_base
 from loracomp.errors import BaseMismatchError, FormatError, ResourceError, UsageError
+from loracomp.formats import base_layers
 from loracomp.fusion import METHODS, Program
 from loracomp.fusion.pictures import mask_of
 from loracomp.fusion.syntax import Term, parse_settings
@@ -19,6 +20,7 @@ from loracomp.library import acceleration, find, open_adapter
 from loracomp.loading import DTYPES, SCHEDULERS, defaults, open_base
 from loracomp.pipeline import Attachment, StepCallback, base_of, compose, denoiser_of
 from loracomp.pipeline.facts import resolve_all
+from loracomp.pipeline.layers import own_layers
 from loracomp.pipeline.measured import recall
 from loracomp.recipe import Recipe, Use
 
@@ -69,19 +71,17 @@ def draw(
         ResourceError: The base is missing.
     """
     _checked(recipe)
-    adapters = [open_adapter(use.source) for use in recipe.uses]
+    own = None
+    if recipe.base not in BASES:
+        pipe = _base(recipe, offload) if pipe is None else pipe
+        own = own_layers(pipe)
+    adapters = [open_adapter(use.source, modules=own) for use in recipe.uses]
     uses = tuple(_same(use, adapter) for use, adapter in zip(recipe.uses, adapters, strict=True))
     _fits_base(recipe, adapters)
     masks = [mask_of(use.mask) if use.mask else None for use in uses]
     programs = _programs(recipe, adapters, variants)
-    if pipe is None:
-        pipe = open_base(
-            recipe.base,
-            dtype=recipe.dtype,
-            device=recipe.device,
-            offload=offload,
-            scheduler=recipe.scheduler or None,
-        )
+    # A known base is opened late: it is large, and adapters of another one are refused before.
+    pipe = _base(recipe, offload) if pipe is None else pipe
     told = on_step or (lambda done, total: None)
     folders = {find(use.source).parent for use in uses}
     programs = resolve_all(pipe, recipe.prompt, adapters, programs, folders=folders, progress=told)
@@ -99,6 +99,13 @@ def draw(
         **_settings(recipe, pipe),
     )
     return [(image, _of_image(recipe, programs, index)) for index, image in enumerate(images)]
+
+
+def _base(recipe: Recipe, offload: str) -> Any:
+    scheduler = recipe.scheduler or None
+    return open_base(
+        recipe.base, dtype=recipe.dtype, device=recipe.device, offload=offload, scheduler=scheduler
+    )
 
 
 def redraw(recipe: Recipe, **choices: Any) -> Drawn:
@@ -119,7 +126,7 @@ def weighed(recipe: Recipe, strength: float) -> Recipe:
 
 
 def _weighed(use: Use, base: str, strength: float) -> Use:
-    adapter = open_adapter(use.source)
+    adapter = open_adapter(use.source, modules=base_layers(base)[1])
     if adapter.accelerator is not None:
         return use
     if use.settings:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loracomp.adapter import Acceleration, Adapter
 from loracomp.errors import FormatError, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from loracomp.formats.native import Table
 
 SHIPPED = Path(__file__).parent / "assets" / "adapters"
 
@@ -104,8 +108,23 @@ def open_accelerator(source: str, base: str | None = None) -> Adapter:
     return adapter
 
 
-def open_adapter(source: str, base: str | None = None) -> Adapter:
-    """The adapter behind a shipped name or a file; see :func:`find` and ``formats.load``."""
+def open_adapter(source: str, base: str | None = None, modules: Table | None = None) -> Adapter:
+    """The adapter behind a shipped name or a file; see :func:`find` and ``formats.load``.
+
+    Args:
+        source: A shipped name or a path.
+        base: The base it must be for; recognised where None.
+        modules: Weight shapes by module path of a base of one's own. An adapter of a known base is
+            opened too, for whoever draws with it to say that it does not fit.
+    """
     from loracomp.formats import load
 
-    return load(find(source), base=base)
+    path = find(source)
+    if modules is None:
+        return load(path, base=base)
+    try:
+        return load(path, base=base, modules=modules)
+    except FormatError:
+        with suppress(FormatError):
+            return load(path)
+        raise

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 _IN_FULL = 3
 
-Base = Annotated[str | None, typer.Option(help="The base they must fit; recognised if left out.")]
+Base = Annotated[
+    str | None,
+    typer.Option(help="The base they must fit, a name or a diffusers folder; recognised if left out."),
+]
 BaseFolder = Annotated[
     str | None,
     typer.Option(help="The base in diffusers format (or 'glyph'): for DoRA and intruder dimensions."),
@@ -32,13 +35,15 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Tell whether LoRAs load whole and right, here and in other tools, and which are the same."""
+    from loracomp.formats import base_layers
     from loracomp.formats import doctor as examine
 
     paths = [_place(file) for file in files]
     folder = _folder(base_folder)
+    base, own = base_layers(base)
     start = time.monotonic()
     with steps_bar("examining", as_json or not (len(paths) > 1 or paths[0].is_dir()), "file") as progress:
-        checkup = examine(paths, base=base, base_folder=folder, jobs=jobs, progress=progress)
+        checkup = examine(paths, base=base, modules=own, base_folder=folder, jobs=jobs, progress=progress)
     if as_json:
         emit_json(checkup.to_dict())
     else:
@@ -139,17 +144,19 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Write a LoRA in another dialect, rank or dtype, and tell the error that this makes."""
+    from loracomp.formats import base_layers, folder_weights
     from loracomp.formats import convert as write
-    from loracomp.formats import folder_weights
     from loracomp.formats.writing import dtype_named
     from loracomp.library import find
 
     folder = _folder(base_folder)
+    base, own = base_layers(base)
     done = write(
         find(source),
         target,
         dialect=dialect,
         base=base,
+        modules=own,
         rank=rank,
         dtype=dtype_named(dtype) if dtype else None,
         allow_partial=allow_partial,

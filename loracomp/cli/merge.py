@@ -35,7 +35,10 @@ def merge(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of dare and della.")] = 0,
     name: Annotated[str | None, typer.Option(help="What the result is called.")] = None,
-    base: Annotated[str | None, typer.Option(help="The base they must fit; recognised if left out.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The base they must fit, a name or a diffusers folder; recognised if left out."),
+    ] = None,
     dialect: Annotated[str, typer.Option(help="What to write; 'auto' suits the base.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32.")] = None,
     total: Annotated[bool, typer.Option("--total", help="Print the sums without the layers.")] = False,
@@ -43,10 +46,12 @@ def merge(
 ) -> None:
     """Merge several LoRAs into one file, and tell how far it is from their exact sum."""
     from loracomp.cli.compose import method_options
+    from loracomp.formats import base_layers
     from loracomp.formats.writing import dtype_named
     from loracomp.fusion.offline import merge_files
 
     files, given = _uses(adapters, weights, samples)
+    base, own = base_layers(base)
     counts = _numbers(samples, "--samples") if samples is not None else None
     with steps_bar("merging", as_json) as progress:
         report = merge_files(
@@ -59,6 +64,7 @@ def merge(
             seed=seed,
             name=name or out.stem,
             base=base,
+            modules=own,
             dialect=dialect,
             dtype=dtype_named(dtype) if dtype else None,
             progress=progress,

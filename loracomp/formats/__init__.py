@@ -12,7 +12,7 @@ from loracomp.formats.hashing import hashes
 from loracomp.formats.reading import load
 from loracomp.formats.report import Report, inspect
 from loracomp.formats.thumbnail import thumbnail
-from loracomp.formats.weights import folder_weights, shipped_folder
+from loracomp.formats.weights import base_layers, folder_weights, shipped_folder
 from loracomp.formats.writing import save
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "LayerError",
     "Limits",
     "Report",
+    "base_layers",
     "convert",
     "diagnose",
     "doctor",

@@ -22,7 +22,8 @@ from loracomp.errors import FormatError, LoracompError, ResourceError
 from loracomp.formats.checks import Finding, counted, findings
 from loracomp.formats.gate import DEFAULT_LIMITS, Limits, printable
 from loracomp.formats.intruders import intruders
-from loracomp.formats.matching import match
+from loracomp.formats.matching import Match, match
+from loracomp.formats.native import Table
 from loracomp.formats.pieces import split
 from loracomp.formats.report import Report, examine
 from loracomp.formats.scales import stated
@@ -93,6 +94,7 @@ def doctor(
     paths: Iterable[str | os.PathLike[str]],
     *,
     base: str | None = None,
+    modules: Table | None = None,
     base_folder: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -103,6 +105,7 @@ def doctor(
     Args:
         paths: Files, and folders whose ``.safetensors`` files are taken, nested ones too.
         base: The base they must be for; recognised where None.
+        modules: Weight shapes by module path of a pipeline that is none of the known bases.
         base_folder: The base in diffusers format, for DoRA and intruder dimensions.
         jobs: Processes; all cores for eight files and more, else this one.
         progress: Called with files done and files in all.
@@ -114,7 +117,7 @@ def doctor(
     """
     files = list(expand(paths))
     folder = None if base_folder is None else os.fspath(base_folder)
-    one = partial(diagnose, base=base, base_folder=folder, limits=limits)
+    one = partial(diagnose, base=base, modules=modules, base_folder=folder, limits=limits)
     workers = min(jobs or _cores(), len(files))
     if workers > 1 and (jobs is not None or len(files) >= _PARALLEL_FROM):
         diagnoses = _in_parallel(one, files, workers, progress)
@@ -202,6 +205,7 @@ def diagnose(
     file: str | os.PathLike[str],
     *,
     base: str | None = None,
+    modules: Table | None = None,
     base_folder: str | None = None,
     weights: Weights | None = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -212,19 +216,19 @@ def diagnose(
         if base_folder is not None:
             weights = folder_weights(base_folder)
         with Source(file, limits) as source:
-            matched = match(source, base)
+            matched = match(source, base, modules)
             report = examine(source, matched, weights, whole=False)
             found = findings(report)
             if weights is not None:
-                found += tuple(_intruders(source, report, weights))
+                found += tuple(_intruders(source, matched, weights))
         return Diagnosis(name, report, found)
     except LoracompError as error:
         return Diagnosis(name, None, (), str(error))
 
 
-def _intruders(source: Source, report: Report, weights: Weights) -> Iterator[Finding]:
+def _intruders(source: Source, matched: Match, weights: Weights) -> Iterator[Finding]:
     """A note on layers whose update puts new directions before the weight's own."""
-    matched, says = match(source, report.base), stated(source.metadata, source.path)
+    says = stated(source.metadata, source.path)
     counts: dict[str, int] = {}
     worst = 0.0
     for item in matched.found:

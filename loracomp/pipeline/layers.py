@@ -19,6 +19,7 @@ __all__ = [
     "default_targets",
     "denoiser_of",
     "layers_of",
+    "own_layers",
     "places_of",
     "text_encoders_of",
     "weight_shape",
@@ -66,6 +67,13 @@ def base_of(pipe: Any) -> str:
     shapes = {path: weight_shape(layer) for path, layer in layers_of(pipe).items()}
     name = max(BASES, key=lambda base: fit(shapes, base))
     return name if fit(shapes, name) > 0.9 else type(pipe).__name__
+
+
+def own_layers(pipe: Any) -> dict[str, tuple[int, ...]] | None:
+    """Weight shapes by classic path of a pipeline with an architecture of its own; None for a known base."""
+    if base_of(pipe) in BASES:
+        return None
+    return {path: weight_shape(layer) for path, layer in layers_of(pipe).items()}
 
 
 def weights_of(pipe: Any) -> Weights:
