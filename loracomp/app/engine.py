@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,11 +34,20 @@ class Engine:
         self._began = time.monotonic()
         self._seconds: float | None = None
 
-    def start(self) -> None:
-        """Begins to open the base."""
+    def start(self, before: Callable[[], object] = lambda: None) -> None:
+        """Begins to open the base; ``before`` runs first, on the same thread."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(before,), daemon=True)
             self._thread.start()
+
+    def settle(self) -> None:
+        """Returns once nothing is being opened, be it that nothing ever was.
+
+        The parts of transformers are imported as they are asked for, and two threads that ask at once get
+        into each other's way: whatever imports them calls this first.
+        """
+        if self._thread is not None:
+            self._opened.wait()
 
     def status(self) -> dict[str, Any]:
         """State (``loading``, ``ready`` or ``error``), base, seconds so far, and what went wrong."""
@@ -91,9 +100,10 @@ class Engine:
         )
         return kind.from_config(own.config, **options)
 
-    def _run(self) -> None:
-        self._began = time.monotonic()
+    def _run(self, before: Callable[[], object]) -> None:
         try:
+            before()
+            self._began = time.monotonic()
             # The first image then waits for nothing but itself, and no page for its imports.
             import loracomp.drawing  # noqa: F401
             from loracomp.loading import open_base

@@ -35,14 +35,15 @@ class Finding:
     Args:
         settings: Where it lies.
         library: What it is of.
+        settle: Called before anything heavy is imported; see :meth:`loracomp.app.engine.Engine.settle`.
 
     Attributes:
         progress: Files done and in all while it is being built or brought up to date; None otherwise.
         wanted: Called when somebody asks for an index that is not there.
     """
 
-    def __init__(self, settings: Settings, library: Library) -> None:
-        self._settings, self._library = settings, library
+    def __init__(self, settings: Settings, library: Library, settle: Callable[[], object]) -> None:
+        self._settings, self._library, self._settle = settings, library, settle
         self._folder = settings.folder("index") / "collection"
         self._lock = threading.Lock()
         self._open: tuple[Any, Searcher] | None = None
@@ -144,6 +145,7 @@ class Finding:
         Raises:
             UsageError: Fewer than two.
         """
+        self._settle()
         from loracomp.cli.diagnose import report_values
         from loracomp.fusion.advice import advise
         from loracomp.fusion.interference import interference
@@ -165,7 +167,7 @@ class Finding:
     def warm(self) -> None:
         """Opens the index and its text encoder, if there is one, so that no search has to wait for them."""
         try:
-            if self.built:
+            if self.built and self.progress is None:
                 with self._searching() as (_, searcher):
                     searcher.text("warm", 1)
         except LoracompError as error:
@@ -188,6 +190,7 @@ class Finding:
     @contextmanager
     def _searching(self, create: bool = False) -> Iterator[tuple[Any, Searcher]]:
         """The collection and a searcher, opened once and used by one caller at a time."""
+        self._settle()
         from loracomp.retrieval.collection import Collection
         from loracomp.retrieval.encoder import shipped_encoders
         from loracomp.retrieval.search import Searcher

@@ -66,14 +66,14 @@ class App:
             raise
         self.jobs = Jobs(self.database, settings.limits, previews)
         self.library = Library(settings, self.database)
-        self.finding = Finding(settings, self.library)
+        self.engine = Engine(settings)
+        self.finding = Finding(settings, self.library, self.engine.settle)
         self.library.came = self._came
         self.finding.wanted = lambda: self.jobs.submit_once("index", "index the library")
         self.history = History(settings, self.database, self.library)
         self.recipes = Recipes(self.database, self.library)
         self.uploads = Uploads(settings, self.database)
         self.previews = Previews(self.jobs)
-        self.engine = Engine(settings)
         self.editing = Editing(settings, self.library, self.uploads, self.history)
         self.datasets = Datasets(settings, self.database, self.uploads)
         self.training = TrainingJobs(settings, self.jobs, self.library, self.datasets, self.engine)
@@ -106,9 +106,8 @@ class App:
             after: What to wait for before anything heavy is imported.
             patience_s: How long, in seconds, at most.
         """
-        threading.Thread(
-            target=self._begin, args=(after, patience_s), name="loracomp-begin", daemon=True
-        ).start()
+        self.engine.start(lambda: self._look(after, patience_s))
+        threading.Thread(target=self._begin, name="loracomp-begin", daemon=True).start()
 
     def stop(self) -> None:
         """Ends after the steps under way; training goes on in processes of its own."""
@@ -162,13 +161,15 @@ class App:
         return self.jobs.submit("doctor", {}, user, "examine the library")
 
     def methods(self) -> list[dict[str, str]]:
-        """Composition methods with a line each; waits until torch is imported."""
+        """Composition methods with a line each; waits while the base is being opened."""
+        self.engine.settle()
         from loracomp.fusion import METHODS
 
         return [{"name": name, "summary": METHODS.entry(name).summary} for name in METHODS]
 
     def schedulers(self) -> list[dict[str, str]]:
-        """Schedulers with a line each; waits until torch is imported."""
+        """Schedulers with a line each; waits while the base is being opened."""
+        self.engine.settle()
         from loracomp.loading import SCHEDULERS
 
         return [{"name": name, "summary": SCHEDULERS.entry(name).summary} for name in SCHEDULERS]
@@ -180,8 +181,8 @@ class App:
             self._looked = now
             self.jobs.submit_once("scan", "look through the library")
 
-    def _begin(self, after: threading.Event | None, patience_s: float) -> None:
-        """The gallery first, then the base, then what needs it."""
+    def _look(self, after: threading.Event | None, patience_s: float) -> None:
+        """The gallery, before the base is opened."""
         if after is not None:
             after.wait(patience_s)
         with self._life:
@@ -191,9 +192,9 @@ class App:
             self.workers.start([READING])
             self.refresh()
         self._seen.wait(_HEAD_START_S)
-        if self._ended:
-            return
-        self.engine.start()
+
+    def _begin(self) -> None:
+        """What needs the base, once it is open or cannot be."""
         self.engine.wait()
         with self._life:
             if self._ended:

@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loracomp.app.server import serve
 from loracomp.app.settings import Settings
 from loracomp.app.state import App
-from loracomp.errors import FormatError, UsageError
+from loracomp.errors import FormatError, ResourceError, UsageError
 
 
 def test_hosts_that_others_reach_are_refused_without_a_token(tmp_path: Path) -> None:
@@ -70,6 +71,23 @@ def test_gradio_is_whole_though_parts_of_its_import_are_left_out() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:-1] == ["False", "True", "textbox.py 1", "True", "[1, 2]", "type"]
+
+
+def test_whoever_needs_the_base_waits_until_it_is_open_or_cannot_be(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def refused(*values: Any, **named: Any) -> None:
+        done.append("opened")
+        raise ResourceError("no such base")
+
+    monkeypatch.setattr("loracomp.loading.open_base", refused)
+    app.engine.settle()
+    app.engine.start(lambda: done.append("looked"))
+    app.engine.settle()
+    assert done == ["looked", "opened"]
+    assert (app.engine_state()["state"], app.engine_state()["error"]) == ("error", "no such base")
 
 
 def test_a_page_makes_no_server_before_it_is_mounted() -> None:

@@ -96,16 +96,20 @@ def method_part() -> tuple[Any, Any]:
     return method, plain(id="method-told", classes="lc-quiet")
 
 
-def methods(app: Any, chosen: str | None = None) -> Any:
-    """The list of methods, the plain one first, and the one chosen; waits until torch is imported."""
+def methods(app: Any, chosen: str = "") -> Any:
+    """The list of methods, the plain one first, and the one chosen, which is known before the others are."""
+    if app.engine_state()["state"] == "loading":
+        return gr.update(choices=[*dict.fromkeys(("merge", chosen))], value=chosen) if chosen else gr.skip()
     named = sorted((one["name"] for one in app.methods()), key=lambda name: (name != "merge", name))
-    return gr.update(choices=named) if chosen is None else gr.update(choices=named, value=chosen)
+    return gr.update(choices=named, value=chosen) if chosen else gr.update(choices=named)
 
 
-def schedulers(app: Any, chosen: str | None = None) -> Any:
+def schedulers(app: Any, chosen: str = "") -> Any:
     """The list of schedulers; the same."""
+    if app.engine_state()["state"] == "loading":
+        return gr.update(choices=[*dict.fromkeys((OWN, chosen))], value=chosen) if chosen else gr.skip()
     named = [OWN, *(one["name"] for one in app.schedulers())]
-    return gr.update(choices=named) if chosen is None else gr.update(choices=named, value=chosen)
+    return gr.update(choices=named, value=chosen) if chosen else gr.update(choices=named)
 
 
 def settings_part() -> dict[str, Any]:
