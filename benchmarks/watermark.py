@@ -11,7 +11,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property, partial
 from itertools import product
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.watermark_figures import figures, report
+from benchmarks.watermark_sizes import SMALL, Size
 from loracomp import formats
 from loracomp.adapter import Adapter
 from loracomp.loading import open_base
@@ -48,23 +48,6 @@ OTHERS = ("pixel", "watercolor", "halftone", "neon", "pencil")
 SHADOWS = ("blueprint", "watermelon", "bicycle", "violin")
 ATTACKS = ("none", "jpeg", "strength", "rank", "quantize", "crowd", "merge", "live", "prune", "noise", "drop")
 CODEC_MINUTES = {"keyed": 14.0, "zero": 6.0, "fixed": 6.0, "pooled": 6.0}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of everything."""
-
-    images: int = 60
-    unmarked: int = 5000
-    keys: int = 200
-    seeds: tuple[int, ...] = (0, 1, 2)
-    bits: tuple[int, ...] = (32, 16, 48)
-    steps: int | None = None
-    mark: int = 600
-    codec: float = 1.0
-
-
-SMALL = Size(5, 110, 4, (0,), (32,), 1, 2, 0.0)
 
 
 class Bench:
