@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from zlib import crc32
 
 import torch
@@ -51,8 +51,12 @@ def _pool_part(start: int, count: int) -> Tensor:
     return _pool()[:, torch.arange(start, start + count).remainder_(_POOL)]
 
 
+@lru_cache(maxsize=1 << 13)
 def probes(path: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Sign vectors u (4, rows) and v (4, columns) of the layer at ``path``."""
+    """Sign vectors u (4, rows) and v (4, columns) of the layer at ``path``.
+
+    They are kept, mostly as views, for the next file: its layers will be those of the same base.
+    """
     seed = crc32(path.encode())
     return _pool_part(seed % _SPREAD, rows), _pool_part(_POOL // 2 + seed // _SPREAD % _SPREAD, columns)
 
