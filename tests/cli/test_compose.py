@@ -22,6 +22,7 @@ from loracomp.recipe import read_recipe
 
 pytestmark = pytest.mark.usefixtures("glyph_once")
 QUICK = ("--steps", 3, "--seed", 7)
+SMALL = (*QUICK, "--size", 64)
 PROMPT = "a watermelon emoji, mono style"
 
 
@@ -35,13 +36,13 @@ def pixels(path: Path) -> torch.Tensor:
 def test_two_adapters_make_one_image(loracomp: Run, tmp_path: Path, method: str) -> None:
     out = tmp_path / "a.png"
     both = ("--lora", "watermelon", "--lora", "mono:0.9", "--method", method)
-    done = loracomp("compose", PROMPT, *both, *QUICK, "--out", out)
+    done = loracomp("compose", PROMPT, *both, *SMALL, "--out", out)
     assert (done.code, done.out.strip()) == (0, str(out))
     recipe = read_recipe(out)
     assert [(use.name, use.weight) for use in recipe.uses] == [("watermelon", 1.0), ("mono", 0.9)]
-    assert (recipe.method, recipe.seed, recipe.steps, recipe.width) == (method, 7, 3, 128)
+    assert (recipe.method, recipe.seed, recipe.steps, recipe.width) == (method, 7, 3, 64)
     plain = tmp_path / "plain.png"
-    assert loracomp("compose", PROMPT, *QUICK, "--out", plain).code == 0
+    assert loracomp("compose", PROMPT, *SMALL, "--out", plain).code == 0
     assert not torch.equal(pixels(out), pixels(plain))
 
 
@@ -55,7 +56,7 @@ def test_an_image_repeats_itself_bit_for_bit(loracomp: Run, tmp_path: Path) -> N
         "switch",
     )
     more = ("--option", "period=0.5", "--guidance", 2.5, "--guidance-rescale", 0.3, "--batch", 2)
-    done = loracomp("compose", *words, *more, *QUICK, "--scheduler", "euler", "--out", first, "--json")
+    done = loracomp("compose", *words, *more, *SMALL, "--scheduler", "euler", "--out", first, "--json")
     files = [image["file"] for image in done.json["images"]]
     assert files == [str(tmp_path / "first-1.png"), str(tmp_path / "first-2.png")]
     assert not torch.equal(*map(pixels, map(Path, files)))
@@ -65,8 +66,8 @@ def test_an_image_repeats_itself_bit_for_bit(loracomp: Run, tmp_path: Path) -> N
 
 def test_weight_zero_draws_what_the_base_draws(loracomp: Run, tmp_path: Path) -> None:
     paths = [tmp_path / "zero.png", tmp_path / "base.png"]
-    loracomp("compose", PROMPT, "--lora", "mono:0", *QUICK, "--out", paths[0])
-    loracomp("compose", PROMPT, *QUICK, "--out", paths[1])
+    loracomp("compose", PROMPT, "--lora", "mono:0", *SMALL, "--out", paths[0])
+    loracomp("compose", PROMPT, *SMALL, "--out", paths[1])
     assert torch.equal(*map(pixels, paths))
 
 
@@ -207,7 +208,7 @@ def test_a_changed_adapter_is_not_repeated_in_silence(loracomp: Run, tmp_path: P
     adapter = random_adapter(dict(modules("glyph")), ("to_q",), base="glyph", name="mine")
     file, out = tmp_path / "mine.safetensors", tmp_path / "a.png"
     package.save(adapter, file)
-    assert loracomp("compose", "a cat", "--lora", file, *QUICK, "--out", out).code == 0
+    assert loracomp("compose", "a cat", "--lora", file, *SMALL, "--out", out).code == 0
     package.save(adapter.map(lambda layer: LowRank(layer.down * 2, layer.up)), file)
     done = loracomp("compose", "--from", out, "--out", tmp_path / "b.png")
     assert done.code == 4
