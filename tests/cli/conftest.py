@@ -14,9 +14,10 @@ open_once = cache(open_base)
 
 @pytest.fixture
 def glyph_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``loracomp compose`` reads glyph from disk once, not for every image; other bases it always reads."""
+    """Commands read glyph from disk once, not for every image; other bases they always read."""
 
     def opened(source: str = "glyph", **options: Any) -> Any:
         return (open_once if source == "glyph" else open_base)(source, **options)
 
-    monkeypatch.setattr("loracomp.drawing.open_base", opened)
+    for home in ("loracomp.drawing", "loracomp.loading"):
+        monkeypatch.setattr(f"{home}.open_base", opened)

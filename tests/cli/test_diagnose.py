@@ -12,7 +12,7 @@ from PIL import Image
 
 from loracomp.library import SHIPPED
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache", "glyph_once")
 
 
 @pytest.fixture
