@@ -69,12 +69,12 @@ FILLED = {
     "Compose": "#shelf [data-act=pick]",
     "Compare": "#grid-draw",
     "History": "#history-gallery :is(.lc-tile, .lc-empty)",
-    "Train": "#presets p",
     "Watermark": "#keys :is(.lc-empty, li, tr)",
     "Library": "#library-gallery .lc-tile",
     "Jobs": "#jobs-list :is(table, .lc-empty)",
+    "Train": "#presets p",
 }
-"""By tab, what is there when the tab is."""
+"""By tab, what is there when the tab is; the last one is not whole before the model is open."""
 
 
 def go(page: Any, tab: str) -> None:

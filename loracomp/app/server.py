@@ -18,6 +18,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 import loracomp
 from loracomp.app.access import Access
@@ -42,6 +44,7 @@ _STATUS: tuple[tuple[type[LoracompError], int], ...] = (
 _PAGE: dict[str, Any] = {"response_class": HTMLResponse, "include_in_schema": False}
 _PATIENCE_S = 8.0
 _FAREWELL_S = 2
+_CLOSED = 499
 
 
 def make_server(app: App, page: bool = True) -> Any:
@@ -75,6 +78,7 @@ def make_server(app: App, page: bool = True) -> Any:
     server.add_api_route(f"{PREFIX}/docs", lambda: reference(server.openapi()), **_PAGE)
     server.add_exception_handler(LoracompError, _told)
     server.add_exception_handler(RequestValidationError, _misunderstood)
+    server.add_exception_handler(ClientDisconnect, _gone)
     server.add_exception_handler(Exception, _broken)
     mounted = _with_page(server, app) if page else server
     return Guard(_noticing(mounted, seen), access, app.settings.limits)
@@ -202,6 +206,11 @@ def _misunderstood(request: Request, error: Exception) -> JSONResponse:
     found = error.errors() if isinstance(error, RequestValidationError) else []
     lines = [f"{'.'.join(map(str, part['loc'][1:])) or 'request'}: {part['msg']}" for part in found[:5]]
     return JSONResponse({"error": public("; ".join(lines))}, 422)
+
+
+def _gone(request: Request, error: Exception) -> Response:
+    """For nobody: a page was closed while it sent something, which is no error of the app's."""
+    return Response(status_code=_CLOSED)
 
 
 def _broken(request: Request, error: Exception) -> JSONResponse:

@@ -8,6 +8,7 @@ from typing import Any
 
 import adapterfiles
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from loracomp.app.refusals import public
@@ -171,6 +172,18 @@ def test_an_error_inside_tells_nothing(app: App, monkeypatch: pytest.MonkeyPatch
         500,
         "an error in loracomp; the server's log says more",
     )
+
+
+def test_a_page_that_closes_while_it_sends_is_no_error(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*about: object) -> None:
+        raise ClientDisconnect()
+
+    monkeypatch.setattr(app.library, "facets", gone)
+    browser = TestClient(make_server(app, page=False), base_url="http://localhost")
+    assert browser.get("/api/v1/adapters/facets").status_code == 499
+    assert "failed" not in caplog.text
 
 
 def test_errors_keep_names_and_lose_folders() -> None:
