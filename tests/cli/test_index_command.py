@@ -14,12 +14,11 @@ from loracomp.formats import load, save
 from loracomp.library import SHIPPED
 
 pytest.importorskip("lancedb", reason="needs lancedb; pip install 'loracomp[index]'")
+pytestmark = pytest.mark.usefixtures("glyph_once")
 
 
-@pytest.fixture
-def loras(tmp_path: Path) -> Path:
+def write_loras(folder: Path) -> Path:
     """Four adapters with names and licences, and a file that is none."""
-    folder = tmp_path / "loras"
     folder.mkdir()
     for seed, name in enumerate(("red dragon", "blue owl", "old clock", "tall ship")):
         made = adapter(seed, 2 + 2 * (seed % 2), CROSS)
@@ -29,13 +28,24 @@ def loras(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def index(loracomp: Run, loras: Path, tmp_path: Path) -> Path:
-    place = tmp_path / "index"
+def build(loracomp: Run, loras: Path, place: Path) -> Path:
     done = loracomp("index", "build", loras, "--index", place, "--jobs", 1, "--json")
     assert done.code == 0, done.err
     assert (done.json["added"], done.json["rows"], len(done.json["dead"])) == (4, 4, 1)
     return place
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that the tests here share and leave as they are."""
+    return write_loras(tmp_path_factory.mktemp("shared") / "loras")
+
+
+@pytest.fixture
+def index(loracomp: Run, loras: Path) -> Path:
+    """The index of these files, built by the first test that asks for it and only read by the tests."""
+    place = loras.with_name("index")
+    return place if place.exists() else build(loracomp, loras, place)
 
 
 def test_building_again_changes_nothing_and_says_so(loracomp: Run, loras: Path, index: Path) -> None:
@@ -100,7 +110,9 @@ def test_a_picture_is_searched_for_by_its_words_where_nothing_is_learned(loracom
     assert done.json["hits"]
 
 
-def test_rows_are_shown_removed_and_exported(loracomp: Run, index: Path, loras: Path, tmp_path: Path) -> None:
+def test_rows_are_shown_removed_and_exported(loracomp: Run, tmp_path: Path) -> None:
+    loras = write_loras(tmp_path / "loras")
+    index = build(loracomp, loras, tmp_path / "index")
     row = loracomp("index", "show", "old-clock", "--index", index, "--json").json
     assert (row["base"], row["licence"], row["rank"]) == ("glyph", "CC0-1.0", 2)
     out = tmp_path / "all.parquet"
