@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import KINDS, layer_table, random_adapter, run, tiny_pipeline
+from tiny import KINDS, random_adapter, run, shapes_of, tiny_pipeline
 from torch import Tensor
 
 import loracomp
@@ -41,7 +41,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _adapter(kind: str, name: str) -> Adapter:
     suffixes = ("to_q", "to_v", "ff.net.2", "q_proj")
-    return random_adapter(layer_table(tiny_pipeline(kind)), suffixes, seed=NAMES.index(name), name=name)
+    return random_adapter(shapes_of(kind), suffixes, seed=NAMES.index(name), name=name)
 
 
 ADAPTERS = {(kind, name): _adapter(kind, name) for kind in KINDS for name in NAMES}
