@@ -12,7 +12,7 @@ from loracomp.errors import ResourceError
 from loracomp.evaluation.artwork import SHIPPED, open_artwork, read_names, side_by_side
 from loracomp.evaluation.cells import PROTOCOLS, Cell, choose
 from loracomp.evaluation.glyph_judge import SHIPPED as JUDGE
-from loracomp.evaluation.judge import open_judge
+from loracomp.evaluation.judge import Judge, open_judge
 from loracomp.evaluation.scores import score
 from loracomp.training.glyph.filters import FILTER_PHRASES, FILTERS, OWN_PAPER
 from loracomp.training.glyph.packages import ART_SETS, UNSEEN_STYLES
@@ -92,12 +92,16 @@ def test_missing_artwork_is_named(tmp_path: Path) -> None:
         open_artwork(FILTERS, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return open_judge("glyph")
+
+
 @pytest.mark.skipif(not (JUDGE / "config.json").is_file(), reason="the judge is not built yet")
 @pytest.mark.parametrize(
     ("protocol", "least"), [("1+1", 0.95), ("2+1", 0.85), ("1+2", 0.8), ("1+3", 0.8), ("2+3", 0.5)]
 )
-def test_the_shipped_judge_knows_the_artists_pictures(protocol: str, least: float) -> None:
-    judge = open_judge("glyph")
+def test_the_shipped_judge_knows_the_artists_pictures(judge: Judge, protocol: str, least: float) -> None:
     assert set(judge.vocabulary.subjects) >= set(REAL.names.subjects)
     assert set(judge.vocabulary.styles) >= set(REAL.names.looks)
     assert set(judge.vocabulary.colours) >= set(REAL.names.colours)
