@@ -31,24 +31,24 @@ def stop_after(steps: int) -> Callable[[], bool]:
 
 @pytest.fixture
 def interrupted(folder: Path, tmp_path: Path, tiny_config: Make, sd15: Any) -> Path:
-    """The output of a run of 10 steps that stopped after 5, on an SD1.5 model."""
+    """The output of a run of 6 steps that stopped after 3, on an SD1.5 model."""
     return _interrupt(folder, tmp_path, tiny_config, sd15)
 
 
 def _interrupt(folder: Path, tmp_path: Path, make: Make, pipe: Any) -> Path:
     out = tmp_path / "ink.safetensors"
-    with pytest.raises(InterruptedRunError, match="stopped after step 5 of 10") as caught:
-        train(_config(make), folder, out, pipe=pipe, stop=stop_after(5))
+    with pytest.raises(InterruptedRunError, match="stopped after step 3 of 6") as caught:
+        train(_config(make), folder, out, pipe=pipe, stop=stop_after(3))
     assert caught.value.exit_code == 130
     assert not out.exists()
     return out
 
 
 def _config(make: Make, **values: Any) -> TrainConfig:
-    return make(**({"steps": 10, "flip": True, "caption_dropout": 0.3, "noise_offset": 0.1} | values))
+    return make(**({"steps": 6, "flip": True, "caption_dropout": 0.3, "noise_offset": 0.1} | values))
 
 
-def test_ten_steps_equal_five_and_five(folder: Path, tmp_path: Path, tiny_config: Make, pipe: Any) -> None:
+def test_six_steps_equal_three_and_three(folder: Path, tmp_path: Path, tiny_config: Make, pipe: Any) -> None:
     interrupted = _interrupt(folder, tmp_path, tiny_config, pipe)
     straight = train(_config(tiny_config), folder, tmp_path / "straight.safetensors", pipe=pipe)
     torch.manual_seed(99)
@@ -158,4 +158,4 @@ def test_checkpoint_holds_no_pickle(interrupted: Path) -> None:
     header = json.loads(data[8 : 8 + length])
     kinds = {name.split("/", 1)[0] for name in header if name != "__metadata__"}
     assert kinds == {"weight", "exp_avg", "exp_avg_sq"}
-    assert json.loads(header["__metadata__"][checkpoint.KEY])["step"] == 5
+    assert json.loads(header["__metadata__"][checkpoint.KEY])["step"] == 3
