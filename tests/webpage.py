@@ -44,13 +44,19 @@ def pick(page: Any, *adapters: str) -> None:
         page.locator("#picks .lc-pick").nth(number).wait_for()
 
 
+def enter(fields: dict[Any, str]) -> None:
+    """Types into fields until all hold it: one that has just come to light may yet get its first value."""
+    until(lambda: all(field.input_value() == text or field.fill(text) for field, text in fields.items()))
+
+
 def settings(page: Any, steps: int, seed: int | None = None) -> None:
     """Few steps, and a seed that stays."""
     page.locator("#settings button").first.click()
-    page.get_by_label("Steps").fill(str(steps))
+    page.get_by_label("Height").wait_for()
     if seed is not None:
-        page.get_by_label("Seed", exact=True).fill(str(seed))
         page.get_by_label("Keep this seed").check()
+        enter({page.get_by_label("Seed", exact=True): str(seed)})
+    enter({page.get_by_label("Steps"): str(steps)})
 
 
 def drawn(page: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from webpage import PATIENCE_MS, Ask, Open, choose, drawn, newest, pick, settings, until
+from webpage import PATIENCE_MS, Ask, Open, choose, drawn, enter, newest, pick, settings, until
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,16 +86,21 @@ def test_a_recipe_is_kept_and_used(visit: Open) -> None:
 def train(page: Any, name: str, steps: int) -> None:
     """Starts a run on the drawings."""
     page.get_by_role("tab", name="Train").click()
+    # The settings come to light while the captions are asked for.
+    page.locator("#train-settings button").first.click()
     choose(page, "Training data", "drawings")
     page.locator("#captions li").first.wait_for()
-    page.locator("#train-name input, #train-name textarea").first.fill(name)
-    page.get_by_label("Trigger words").fill("ink style")
-    page.locator("#train-settings button").first.click()
-    page.locator("#train-steps input").fill(str(steps))
-    page.get_by_label("Batch").fill("1")
-    page.get_by_label("Rank", exact=True).fill("2")
-    page.get_by_label("Sample prompts").fill("a duck, ink style")
-    page.get_by_label("Samples per prompt").fill("1")
+    page.get_by_label("Samples per prompt").wait_for()
+    fields = {
+        page.locator("#train-name input, #train-name textarea").first: name,
+        page.get_by_label("Trigger words"): "ink style",
+        page.locator("#train-steps input"): str(steps),
+        page.get_by_label("Batch"): "1",
+        page.get_by_label("Rank", exact=True): "2",
+        page.get_by_label("Sample prompts"): "a duck, ink style",
+        page.get_by_label("Samples per prompt"): "1",
+    }
+    enter(fields)
     page.get_by_role("button", name="Start training").click()
 
 
