@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,11 @@ def import_gradio() -> Any:
             parts.enter_context(part())
         import gradio
     return gradio
+
+
+def frontend() -> Path:
+    """Gradio's scripts and styles as they are served."""
+    return Path(import_gradio().__file__).parent / "templates" / "frontend"
 
 
 @contextmanager

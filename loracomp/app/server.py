@@ -25,8 +25,10 @@ import loracomp
 from loracomp.app.access import Access
 from loracomp.app.api import PREFIX, api_routes
 from loracomp.app.api.reference import reference
+from loracomp.app.assets import Assets
 from loracomp.app.guard import Guard
 from loracomp.app.login import login_routes
+from loracomp.app.page_import import frontend
 from loracomp.app.refusals import LimitError, NotFoundError, TooLargeError, public
 from loracomp.app.settings import Settings
 from loracomp.app.state import App
@@ -80,8 +82,10 @@ def make_server(app: App, page: bool = True) -> Any:
     server.add_exception_handler(RequestValidationError, _misunderstood)
     server.add_exception_handler(ClientDisconnect, _gone)
     server.add_exception_handler(Exception, _broken)
-    mounted = _with_page(server, app) if page else server
-    return Guard(_noticing(mounted, seen), access, app.settings.limits)
+    mounted = _noticing(_with_page(server, app) if page else server, seen)
+    if page and app.settings.loopback:
+        mounted = Assets(mounted, frontend() / "assets")
+    return Guard(mounted, access, app.settings.limits)
 
 
 def serve(settings: Settings, told: Callable[[str], None]) -> None:

@@ -18,7 +18,7 @@ def mask_part() -> tuple[Any, Any, Any, Any, Any]:
     with gr.Column(visible=False, elem_id="mask-box", elem_classes="lc-card") as box:
         title = plain(id="mask-title")
         editor = gr.ImageEditor(
-            value=blank(),
+            visible=False,
             label="Paint where the adapter acts",
             type="pil",
             sources=(),

@@ -80,7 +80,7 @@ def _cards(app: Any, made: Compose, drawn: dict[str, Any]) -> None:
             no_picks(checked(picks)),
             gr.update(visible=True) if opened else gr.skip(),
             node("h2", f"Where {name} acts") if opened else gr.skip(),
-            masks.blank() if opened else gr.skip(),
+            gr.update(value=masks.blank(), visible=True) if opened else gr.skip(),
             id_ if opened else gr.skip(),
         )
 

@@ -120,9 +120,9 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """An app with a few training pictures, for all tests."""
+    """An app with a few training pictures, for the tests of one file."""
     made = Server(tmp_path_factory.mktemp("app"))
     data = made.folder / "pictures" / "drawings"
     data.mkdir()

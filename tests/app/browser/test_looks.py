@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
 import pytest
 from webpage import FILLED, Open, go, pick
+
+from loracomp.app.page_import import frontend
 
 WIDER = """() => [...document.querySelectorAll('main *')].filter(node => {
   const box = node.getBoundingClientRect();
@@ -62,3 +68,14 @@ def test_a_chosen_mode_stays(visit: Open) -> None:
     page.reload()
     page.locator("#shelf [data-act=pick]").first.wait_for()
     page.wait_for_function("document.body.classList.contains('dark')")
+
+
+def test_scripts_come_unpacked_and_only_to_those_who_may(server: Any) -> None:
+    script = next((frontend() / "assets").glob("index-*.js"))
+    address = f"{server.address}/assets/{script.name}"
+    with urlopen(Request(address, headers={"Accept-Encoding": "gzip, br"}), timeout=60) as answer:
+        assert answer.read() == script.read_bytes()
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "immutable" in answer.headers["Cache-Control"]
+    with pytest.raises(HTTPError, match="421"):
+        urlopen(Request(address, headers={"Host": "evil.example"}), timeout=60)
