@@ -41,8 +41,7 @@ WORDS = ("red", "blue", "cat", "owl", "ship", "tree")
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Eighteen adapters of six concepts: each says the word of its concept, whatever its seed."""
     pytest.importorskip("lancedb", reason="needs lancedb; pip install 'loracomp[index]'")
-    states = lambda base, folder, end=False: spoken  # noqa: E731
-    monkeypatch.setattr(loracomp.retrieval.bank, "text_states", states)
+    monkeypatch.setattr(loracomp.retrieval.bank, "text_states", lambda base, folder, end=False: spoken)
     folder, probes = tmp_path / "corpus", bank()
     (folder / "adapters").mkdir(parents=True)
     rows, concepts = [], []
