@@ -14,13 +14,14 @@ state dicts stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from loracomp.fusion.folded import foldable, folded
 from loracomp.lowrank import LowRank
 
 if TYPE_CHECKING:
@@ -185,7 +186,10 @@ class StackedUpdate(nn.Module):
 
 
 def _add_updates(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return module.loracomp(inputs[0], output)  # type: ignore[operator]
+    update: StackedUpdate = module.loracomp  # type: ignore[assignment]
+    if foldable(module, update, inputs[0], output):
+        return folded(cast("nn.Linear", module), update, inputs[0])
+    return update(inputs[0], output)
 
 
 def _weight(module: nn.Module) -> Tensor:

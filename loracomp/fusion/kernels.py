@@ -1,0 +1,53 @@
+"""Kernels in Triton; where it is missing, :data:`AVAILABLE` is false and callers use plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+    from torch.library import triton_op, wrap_triton
+
+    AVAILABLE = True
+except ImportError:  # a build of torch for the CPU
+    AVAILABLE = False
+
+if AVAILABLE:
+
+    @triton.jit
+    def _fold(
+        weight, up, gate, down, out, rows, columns, rank,
+        BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ):  # fmt: skip
+        m = tl.program_id(0) * BM + tl.arange(0, BM)
+        n = tl.program_id(1) * BN + tl.arange(0, BN)
+        k = tl.arange(0, BK)
+        inside = (m < rows)[:, None] & (n < columns)[None, :]
+        place = m[:, None].to(tl.int64) * columns + n[None, :]
+        total = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+        for start in range(0, rank, BK):
+            known = start + k < rank
+            left = (m < rows)[:, None] & known[None, :]
+            factor = tl.load(gate + start + k, mask=known, other=0.0).to(tl.float32)
+            b = tl.load(up + m[:, None] * rank + start + k[None, :], mask=left, other=0.0)
+            b = (b.to(tl.float32) * factor[None, :]).to(b.dtype)
+            right = known[:, None] & (n < columns)[None, :]
+            a = tl.load(down + (start + k)[:, None] * columns + n[None, :], mask=right, other=0.0)
+            total = tl.dot(b, a, total, input_precision="ieee")
+        tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
+
+    @triton_op("loracomp::fold", mutates_args={})
+    def fold(weight: Tensor, up: Tensor, gate: Tensor, down: Tensor) -> Tensor:
+        """:func:`loracomp.fusion.folded.folded_weight` in one kernel, which graphs can hold."""
+        rows, columns = weight.shape
+        rank = up.shape[1]
+        out = torch.empty_like(weight)
+        big = rows * columns >= 132 * 2 * 128 * 128
+        bm, bn, bk = (128 if big else 64), 128, (64 if rank % 64 == 0 else 32)
+        wrap_triton(_fold)[(triton.cdiv(rows, bm), triton.cdiv(columns, bn))](
+            weight, up, gate, down, out, rows, columns, rank,
+            BM=bm, BN=bn, BK=bk, num_warps=8 if big else 4, num_stages=3,
+        )  # fmt: skip
+        return out
