@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 
 from benchmarks.engine_models import Stage
 from benchmarks.engine_session import Run, Session, graphs
-from loracomp.fusion import Program
+from loracomp.fusion import CachePlan, Program
 from loracomp.fusion.offline import Folding
 from loracomp.pipeline import attach, detach, layers_of
 
@@ -52,6 +53,7 @@ PARTS = {
     "flux-compiled": Part("step", "flux", 128, (1, 3, 5), True),
     "composite-eager": Part("composite", "sdxl", 128, (5,), False),
     "composite-compiled": Part("composite", "sdxl", 128, (5,), True),
+    "schedule-eager": Part("schedule", "sdxl", 128, (5,), False),
     "mixtures-glyph": Part("mixtures", "glyph", 16, (5,), True),
     "mixtures-sdxl-512": Part("mixtures", "sdxl", 64, (5,), True),
     "mixtures-sdxl-1024": Part("mixtures", "sdxl", 128, (5,), True),
@@ -152,6 +154,37 @@ def composite(session: Session, part: Part, count: int) -> dict[str, Any]:
     return _against(session, {"ours": lambda: ours.module(**arguments)[0], "peft": passes}, 1, ours)
 
 
+def schedule(session: Session, part: Part, count: int) -> dict[str, Any]:
+    """A whole run of CMLoRA, with its cache and without, against one of ``composite``: means of steps."""
+    stage = session.stage(part.model)
+    arguments, adapters = stage.arguments(1, session.side(part.side)), stage.adapters(count)
+    options = {"bands": ["high", "low"] * (count // 2) + ["high"] * (count % 2)}
+    weights = (1.0,) * count
+    programs = {
+        "composite": Program("composite", weights),
+        "cmlora": Program("cmlora", weights, options, cache=CachePlan()),
+        "cmlora_uncached": Program("cmlora", weights, {**options, "cached": False}),
+        "merge": Program("merge", weights),
+    }
+    times = stage.scheduler.timesteps
+
+    def whole(ours: Stage) -> None:
+        for moment in times:
+            ours.module(**{**arguments, "timestep": moment})
+
+    runs: dict[str, Run] = {}
+    for name, program in programs.items():
+        ours = stage.twin()
+        attach(ours.place, adapters, program, compile=session.options if part.compiled else False)
+        runs[name] = partial(whole, ours)
+    found: dict[str, Any] = {"steps": len(times), "first_calls_s": {}}
+    ms = session.race(runs, found["first_calls_s"])
+    found["ms"] = {name: round(value / len(times), 4) for name, value in ms.items()}
+    found["over_composite"] = {name: round(value / ms["composite"], 3) for name, value in ms.items()}
+    found["summary"] = f"over composite {found['over_composite']}"
+    return found
+
+
 def mixtures(session: Session, part: Part, count: int) -> dict[str, Any]:
     """A batch of 8 images with 8 mixtures against one image after another with ``set_adapters``."""
     images = 2 if session.tiny else 8
@@ -195,6 +228,7 @@ def _against(session: Session, runs: dict[str, Run], images: int, ours: Stage) -
 KINDS: dict[str, Callable[[Session, Part, int], dict[str, Any]]] = {
     "step": step,
     "composite": composite,
+    "schedule": schedule,
     "mixtures": mixtures,
 }
 
