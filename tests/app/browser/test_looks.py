@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 import pytest
 from webpage import FILLED, Open, go, pick
 
-from loracomp.app.page_import import frontend
+from loracomp.app.preloads import frontend
 
 WIDER = """() => [...document.querySelectorAll('main *')].filter(node => {
   const box = node.getBoundingClientRect();
