@@ -77,6 +77,8 @@ def app(folder: Path, *options: str, ready: bool = True) -> Iterator[Server]:
     place = ("--port", "0", "--data", str(folder / "data"))
     command = [sys.executable, "-m", "loracomp", "app", *place, *options]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # What is installed has its bytecode beside it.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -97,7 +99,7 @@ def app(folder: Path, *options: str, ready: bool = True) -> Iterator[Server]:
 
 
 def start(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds from the command to the page, to what a person can press in it, and to the first image.
+    """Seconds from the command to the page's first bytes, to what a person can press in it, and to an image.
 
     The browser, which is up already, opens the address as soon as it is printed, as a person does.
     Seconds of processor time are the app's own: a busy machine does not change them much. Medians of

@@ -79,7 +79,7 @@ def serve(settings: Settings, told: Callable[[str], None]) -> None:
     import uvicorn
 
     check_exposure(settings)
-    listening = _listen(settings)
+    listening = listen(settings)
     try:
         app = App(settings)
     except LoracompError:
@@ -145,7 +145,11 @@ def check_exposure(settings: Settings) -> None:
         )
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """The address, taken; raises :class:`UsageError` where it cannot be.
+
+    The protocol is named because asyncio lets small answers leave at once only where it is.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
