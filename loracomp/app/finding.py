@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from loracomp.app.adapter_rows import AdapterRow, Page
 from loracomp.app.job import Job
-from loracomp.app.library import SHIPPED, Library
+from loracomp.app.library import Library
 from loracomp.app.refusals import public
 from loracomp.app.requests import AdapterUse, GenerateRequest
 from loracomp.app.settings import Settings
+from loracomp.app.shipped import SHIPPED
 from loracomp.app.workers import Control
 from loracomp.errors import LoracompError, UsageError
 

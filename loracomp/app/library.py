@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from loracomp.app.database import Database
 from loracomp.app.facts import Facts, read_facts
 from loracomp.app.refusals import NotFoundError
 from loracomp.app.settings import Settings
+from loracomp.app.shipped import SHIPPED, shipped_facts
 from loracomp.errors import UsageError
 
-SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
 Progress = Callable[[int, int], None]
 
 
@@ -169,7 +169,7 @@ class Library:
     def scan(self, progress: Progress | None = None) -> int:
         """Looks through the folders; files that have not changed are not opened. Gives how many were."""
         known = {row["path"]: row for row in self.database.rows("SELECT * FROM adapters")}
-        files = dict(self._files())
+        files = dict(self._files([SHIPPED, *self.settings.adapters]))
         fresh = [path for path, status in files.items() if not _same(known.get(str(path)), status)]
         gone = [path for path, row in known.items() if row["there"] and Path(path) not in files]
         with self.database.change():
@@ -184,6 +184,12 @@ class Library:
         finally:
             self.scanning, self.scanned = None, time.time()
         return len(fresh)
+
+    def note_shipped(self) -> None:
+        """Takes in what ships, where it is new: no header is read, so a gallery is soon there."""
+        for path, status in self._files([SHIPPED]):
+            if not _same(self.database.row("SELECT * FROM adapters WHERE path = ?", (str(path),)), status):
+                self.note(path, status)
 
     def adopt(self, source: Path, stem: str) -> str:
         """Copies a file into the first folder, under a name that is free, and gives its id.
@@ -200,13 +206,9 @@ class Library:
     def note(self, path: Path, status: os.stat_result | None = None) -> str:
         """Reads a file's header into the library and gives its id."""
         status = status or path.stat()
-        facts = read_facts(path)
+        facts = shipped_facts(path) or read_facts(path)
         own = not path.is_relative_to(SHIPPED)
-        shipped: Mapping[str, Any] = {} if own else _manifest().get(path.stem, {})
         values = {**_columns(facts), "size": status.st_size, "changed": status.st_mtime_ns, "there": 1}
-        if shipped:
-            values |= {"name": path.stem, "kind": shipped["kind"]}
-            values["words"] = f"{values['words']} {path.stem} {shipped['kind']}".lower()
         sets = ", ".join(f"{name} = excluded.{name}" for name in (*values, "digest", "thumbnail"))
         values |= {"path": str(path), "id": secrets.token_hex(10), "own": own, "added": time.time()}
         self.database.run(
@@ -261,9 +263,9 @@ class Library:
         place = path.resolve()
         return any(place.is_relative_to(folder) for folder in (*self.settings.adapters, SHIPPED))
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+    def _files(self, folders: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
         """LoRA files; a link that leads out of the folders is not followed."""
-        for folder in (SHIPPED, *self.settings.adapters):
+        for folder in folders:
             for place, _, names in os.walk(folder):
                 for name in sorted(names):
                     path = Path(place, name)
@@ -286,9 +288,3 @@ def _columns(facts: Facts) -> dict[str, Any]:
         "triggers": json.dumps(facts.triggers), "tags": json.dumps(facts.tags), "rank": facts.rank,
         "hash": facts.hash, "words": facts.words, "error": facts.error,
     }  # fmt: skip
-
-
-def _manifest() -> dict[str, Any]:
-    from loracomp.library import manifest
-
-    return manifest()

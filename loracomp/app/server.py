@@ -46,14 +46,21 @@ def _unguarded(app: App, access: Access, page: bool = True) -> Application:
     if not page:
         return _noticing(interface(app, access, lifespan=_living(app)), seen)
 
+    sent = threading.Event()
+
     def first() -> None:
-        """Waits for the page; FastAPI silences its own warnings, so nothing else may warn meanwhile."""
-        seen.wait(_PATIENCE_S)
+        """What fits between the page's leaving and its questions, before anything heavy is imported.
+
+        FastAPI silences its own warnings while the interface is made, so nothing else may warn meanwhile.
+        """
+        sent.wait(_PATIENCE_S)
+        app.library.note_shipped()
         both.interface()
+        seen.wait(_PATIENCE_S)
 
     server = FastAPI(lifespan=_living(app, first), docs_url=None, redoc_url=None, openapi_url=None)
     both = Beside(_with_page(telling(server), app), lambda: interface(app, access))
-    return _noticing(both, seen)
+    return _noticing(_noticing(both, seen), sent, ("/",))
 
 
 def _living(app: App, first: Callable[[], object] = lambda: None) -> Any:
@@ -191,12 +198,18 @@ def _with_page(server: FastAPI, app: App) -> Any:
         )
 
 
-def _noticing(inner: Any, seen: threading.Event) -> Any:
-    """Sets ``seen`` when the page asks for more, or somebody else does: what is heavy may begin."""
+def _noticing(inner: Any, seen: threading.Event, paths: tuple[str, ...] = ("/gradio_api/", PREFIX)) -> Any:
+    """Sets ``seen`` when the page has asked for more, or somebody else has: what is heavy may begin.
+
+    Args:
+        inner: The application.
+        seen: What is set.
+        paths: How the address of what counts begins.
+    """
 
     async def outer(scope: Any, receive: Any, send: Any) -> None:
         await inner(scope, receive, send)
-        if scope["type"] == "http" and scope["path"].startswith(("/gradio_api/", PREFIX)):
+        if scope["type"] == "http" and scope["path"].startswith(paths):
             seen.set()
 
     return outer
