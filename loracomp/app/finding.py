@@ -96,7 +96,7 @@ class Finding:
 
         self._needed()
         image = open_picture(path)
-        known = base or self._settings.base
+        known = base or self._library.ground.name or self._settings.base
         return self._answered(
             lambda searcher: searcher.image(image, min(count, _MOST), base=known, describer=describer)
         )
@@ -121,7 +121,7 @@ class Finding:
         if not prompt.strip():
             raise UsageError("no prompt to choose by; say what to draw")
         self._needed()
-        known = base or self._settings.base
+        known = base or self._library.ground.name or self._settings.base
         with self._searching() as (_, searcher):
             choice = choose(prompt, searcher, lambda path: open_adapter(path, known), base=known)
         uses, said = [], []

@@ -15,6 +15,7 @@ from loracomp.app import thumbnails
 from loracomp.app.adapter_rows import PAGE, SCHEMA, AdapterRow, Page, conditions, counted, order, read_row
 from loracomp.app.database import Database
 from loracomp.app.facts import Facts, read_facts
+from loracomp.app.ground import CUSTOM, Ground
 from loracomp.app.refusals import NotFoundError
 from loracomp.app.settings import Settings
 from loracomp.app.shipped import SHIPPED, shipped_facts
@@ -34,6 +35,7 @@ class Library:
 
     Attributes:
         came: Called when a file was noted outside of a look through the folders.
+        ground: The base that the app draws on.
     """
 
     def __init__(self, settings: Settings, database: Database) -> None:
@@ -42,6 +44,7 @@ class Library:
         self.scanning: tuple[int, int] | None = None
         self.scanned = 0.0
         self.came: Callable[[], object] = lambda: None
+        self.ground = Ground(settings.base)
         database.schema(SCHEMA)
 
     def page(
@@ -168,9 +171,11 @@ class Library:
 
     def scan(self, progress: Progress | None = None) -> int:
         """Looks through the folders; files that have not changed are not opened. Gives how many were."""
+        moved = self.ground.changed(self.database)
         known = {row["path"]: row for row in self.database.rows("SELECT * FROM adapters")}
         files = dict(self._files([SHIPPED, *self.settings.adapters]))
-        fresh = [path for path, status in files.items() if not _same(known.get(str(path)), status)]
+        kept = {path: row for path, row in known.items() if not moved or row["base"] not in ("", CUSTOM)}
+        fresh = [path for path, status in files.items() if not _same(kept.get(str(path)), status)]
         gone = [path for path, row in known.items() if row["there"] and Path(path) not in files]
         with self.database.change():
             for path in gone:
@@ -206,7 +211,7 @@ class Library:
     def note(self, path: Path, status: os.stat_result | None = None) -> str:
         """Reads a file's header into the library and gives its id."""
         status = status or path.stat()
-        facts = shipped_facts(path) or read_facts(path)
+        facts = shipped_facts(path) or read_facts(path, self.ground.modules())
         own = not path.is_relative_to(SHIPPED)
         values = {**_columns(facts), "size": status.st_size, "changed": status.st_mtime_ns, "there": 1}
         sets = ", ".join(f"{name} = excluded.{name}" for name in (*values, "digest", "thumbnail"))
