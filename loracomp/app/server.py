@@ -24,7 +24,7 @@ from loracomp.app.opening import Opening, PageHead
 from loracomp.app.preloads import frontend, page_head
 from loracomp.app.settings import Settings
 from loracomp.app.state import App
-from loracomp.errors import LoracompError, UsageError
+from loracomp.errors import LoracompError, ResourceError, UsageError
 
 _PATIENCE_S = 8.0
 _FAREWELL_S = 2
@@ -54,7 +54,7 @@ def _unguarded(app: App, access: Access, page: bool = True) -> Application:
         FastAPI silences its own warnings while the interface is made, so nothing else may warn meanwhile.
         """
         sent.wait(_PATIENCE_S)
-        app.library.note_shipped()
+        app.show_shipped()
         both.interface()
         seen.wait(_PATIENCE_S)
 
@@ -81,11 +81,15 @@ def serve(settings: Settings, told: Callable[[str], None]) -> None:
         told: Told the address, once it is known.
 
     Raises:
+        ResourceError: A package is missing.
         UsageError: The address is taken, cannot be used, or can be reached by others and has no token.
     """
     import uvicorn
 
     check_exposure(settings)
+    folder = frontend()
+    if folder is None:
+        raise ResourceError("the app needs more packages (gradio); pip install 'loracomp[app]'")
     listening = listen(settings)
     try:
         app = App(settings)
@@ -105,8 +109,7 @@ def serve(settings: Settings, told: Callable[[str], None]) -> None:
 
     opening = Opening(make, failed)
     answering: Application = opening
-    folder = frontend()
-    if settings.loopback and folder is not None:
+    if settings.loopback:
         answering = Assets(PageHead(opening, lambda: opening.ready, *page_head(folder)), folder / "assets")
     logging.getLogger("uvicorn.error").addFilter(_worth_telling)
     config = uvicorn.Config(

@@ -108,6 +108,12 @@ class App:
         self.engine.start(lambda: self._look(after))
         threading.Thread(target=self._begin, name="loracomp-begin", daemon=True).start()
 
+    def show_shipped(self) -> None:
+        """Puts what ships into the library, unless the app has ended."""
+        with self._life:
+            if not self._ended:
+                self.library.note_shipped()
+
     def stop(self) -> None:
         """Ends after the steps under way; training goes on in processes of its own."""
         with self._life:

@@ -13,6 +13,7 @@ import pytest
 from loracomp.app import shipped
 from loracomp.app.facts import read_facts
 from loracomp.app.shipped import SHIPPED, shipped_facts
+from loracomp.app.state import App
 from loracomp.library import cards
 
 
@@ -37,6 +38,11 @@ def test_other_files_and_damaged_ones_are_left_to_the_reader(
     for damaged in (b"", copy.read_bytes()[:100], b"\x02" + bytes(7) + b"{}", b"\x02" + bytes(7) + b"[]"):
         copy.write_bytes(damaged)
         assert shipped_facts(copy) is None
+
+
+def test_an_app_that_has_ended_takes_nothing_in(app: App) -> None:
+    app.stop()
+    app.show_shipped()
 
 
 def test_a_first_gallery_needs_nothing_heavy(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ def test_a_port_that_is_taken_is_told_of(settings: Settings) -> None:
             serve(busy, print)
 
 
+def test_a_missing_gradio_is_told_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match="pip install"):
+        serve(settings, print)
+
+
 def test_a_damaged_database_is_told_of(settings: Settings) -> None:
     settings.folder("previews")
     settings.database.write_bytes(b"no database at all, but long enough to be read as one" * 50)
