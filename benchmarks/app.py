@@ -77,6 +77,8 @@ def app(folder: Path, *options: str, ready: bool = True) -> Iterator[Server]:
     place = ("--port", "0", "--data", str(folder / "data"))
     command = [sys.executable, "-m", "loracomp", "app", *place, *options]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # What is installed has its bytecode beside it.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -97,7 +99,7 @@ def app(folder: Path, *options: str, ready: bool = True) -> Iterator[Server]:
 
 
 def start(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds from the command to the page, to what a person can press in it, and to the first image.
+    """Seconds from the command to the page's first bytes, to what a person can press in it, and to an image.
 
     The browser, which is up already, opens the address as soon as it is printed, as a person does.
     Seconds of processor time are the app's own: a busy machine does not change them much. Medians of
@@ -150,16 +152,23 @@ def browser() -> Iterator[Any]:
 
 
 def library(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Milliseconds of pages and searches, at rest and while an image is drawn."""
+    """Seconds from the command until all adapters are known; milliseconds of pages and searches.
+
+    These are asked for at rest and while an image is drawn.
+    """
     write_adapters(folder / "loras", options.adapters)
-    with app(folder, "--library", str(folder / "loras")) as server:
+    began = time.monotonic()
+    with app(folder, "--library", str(folder / "loras"), ready=False) as server:
         while server.ask("adapters")["total"] < options.adapters:
             time.sleep(0.5)
+        known = time.monotonic() - began
+        while server.ask("state")["state"] == "loading":
+            time.sleep(0.2)
         rest = asked(server)
         id_ = server.ask("jobs/generate", {**_SMALL, "steps": 150})["id"]
         busy = asked(server)
         server.finished(id_)
-        return {"adapters": options.adapters, "at_rest_ms": rest, "while_drawing_ms": busy}
+        return {"adapters": options.adapters, "known_s": known, "at_rest_ms": rest, "while_drawing_ms": busy}
 
 
 def asked(server: Server, times: int = 40) -> dict[str, float]:

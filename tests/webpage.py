@@ -45,8 +45,9 @@ def pick(page: Any, *adapters: str) -> None:
 
 
 def enter(fields: dict[Any, str]) -> None:
-    """Types into fields until all hold it: one that has just come to light may yet get its first value."""
-    until(lambda: all(field.input_value() == text or field.fill(text) for field, text in fields.items()))
+    """Types into fields, each as soon as it can be written in."""
+    for field, text in fields.items():
+        field.fill(text)
 
 
 def settings(page: Any, steps: int, seed: int | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from loracomp.app import generation, grids, thumbnails
 from loracomp.app.engine import Engine
+from loracomp.app.ground import CUSTOM
 from loracomp.app.history import History
 from loracomp.app.job import Job
 from loracomp.app.library import Library
@@ -18,6 +19,7 @@ from loracomp.app.refusals import NotFoundError
 from loracomp.app.requests import AdapterUse, GenerateRequest, GridRequest
 from loracomp.app.settings import Settings
 from loracomp.app.workers import Control
+from loracomp.bases import BASES
 from loracomp.errors import LoracompError
 
 _SHEET = re.compile(r"[0-9a-f]{32}")
@@ -66,7 +68,8 @@ class DrawingJobs:
         with self._engine.pipe() as pipe:
             from loracomp.pipeline import base_of
 
-            base = base_of(pipe)
+            known = base_of(pipe)
+        base = known if known in BASES else CUSTOM
         id_ = self._library.unpictured(base)
         if id_ is None:
             return {"more": False}

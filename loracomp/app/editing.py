@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 
 from loracomp.app import thumbnails
 from loracomp.app.adapter_rows import AdapterRow
+from loracomp.app.facts import read_facts
+from loracomp.app.ground import CUSTOM
 from loracomp.app.history import History
 from loracomp.app.job import Job
 from loracomp.app.library import Library
@@ -25,6 +27,7 @@ from loracomp.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from loracomp.formats import Diagnosis
+    from loracomp.formats.native import Table
 
 _WORDS = 2000
 
@@ -121,14 +124,16 @@ class Editing:
         """What the doctor says of an adapter."""
         from loracomp.formats import diagnose
 
-        return told(diagnose(self._library.path(id_)), self._library.get(id_).name)
+        row = self._library.get(id_)
+        return told(diagnose(self._library.path(id_), modules=self._modules(row.base)), row.name)
 
     def examine(self, upload: str, user: str) -> dict[str, Any]:
         """What the doctor says of an uploaded file, before it is imported."""
         from loracomp.formats import diagnose
 
         path, name = self._uploads.path(upload, user, "adapter"), self._uploads.get(upload, user).name
-        return told(diagnose(path), name)
+        facts = read_facts(path, self._library.ground.modules())
+        return told(diagnose(path, modules=self._modules(facts.base)), name)
 
     def take(self, request: ImportRequest, user: str) -> dict[str, Any]:
         """Puts an uploaded file into the library's first folder; gives its id and the doctor's report.
@@ -173,6 +178,7 @@ class Editing:
             dialect=request.dialect,
             rank=request.rank,
             dtype=dtype_named(request.dtype) if request.dtype else None,
+            modules=self._modules(self._library.get(job.request["id"]).base),
         )
         facts = {"dialect": done.dialect, "error": done.error, "bytes": target.stat().st_size}
         return {"adapter": self._library.note(target), **facts}
@@ -181,20 +187,28 @@ class Editing:
         """Handler of the kind ``doctor``: what is wrong with whom, and who is the same as whom."""
         from loracomp.formats import doctor
 
-        rows = self._library.database.rows("SELECT id, path FROM adapters WHERE there = 1 ORDER BY name")
+        rows = self._library.database.rows(
+            "SELECT id, path, base FROM adapters WHERE there = 1 ORDER BY name"
+        )
         ids = {row["path"]: row["id"] for row in rows}
-        if not ids:
-            return {"duplicates": [], "findings": {}}
-        checkup = doctor(list(ids), jobs=1, progress=control.step)
-        findings = {
-            ids[found.file]: [f"{f.level}: {public(f.message)}; {public(f.fix)}" for f in found.findings]
-            for found in checkup.diagnoses
-            if found.findings
-        }
-        return {
-            "duplicates": [[ids[file] for file in group] for group in checkup.duplicates],
-            "findings": findings,
-        }
+        duplicates: list[list[str]] = []
+        findings: dict[str, list[str]] = {}
+        for base in ("", CUSTOM):
+            files = [row["path"] for row in rows if (row["base"] == CUSTOM) == bool(base)]
+            if not files:
+                continue
+            checkup = doctor(files, jobs=1, modules=self._modules(base), progress=control.step)
+            duplicates += ([ids[file] for file in group] for group in checkup.duplicates)
+            findings |= {
+                ids[found.file]: [f"{f.level}: {public(f.message)}; {public(f.fix)}" for f in found.findings]
+                for found in checkup.diagnoses
+                if found.findings
+            }
+        return {"duplicates": duplicates, "findings": findings}
+
+    def _modules(self, base: str) -> Table | None:
+        """What :mod:`loracomp.formats` takes for an adapter of a base that the library names."""
+        return self._library.ground.modules() if base == CUSTOM else None
 
     def _write(self, row: AdapterRow, strings: Mapping[str, str]) -> None:
         from loracomp.watermark.header import with_strings

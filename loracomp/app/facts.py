@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loracomp.app.refusals import public
 from loracomp.errors import LoracompError
+
+if TYPE_CHECKING:
+    from loracomp.formats.matching import Match
+    from loracomp.formats.native import Table
+    from loracomp.formats.source import Source
 
 _LONGEST = 2000
 _NAME = 120
@@ -43,16 +50,21 @@ class Facts:
     error: str = ""
 
 
-def read_facts(path: Path) -> Facts:
-    """The facts of a file; one that the gate refuses has a name and an error."""
+def read_facts(path: Path, modules: Table | None = None) -> Facts:
+    """The facts of a file; one that the gate refuses has a name and an error.
+
+    Args:
+        path: The file.
+        modules: Weight shapes by module path of a base with an architecture of its own. A file that fits it
+            whole is taken for one of its adapters.
+    """
     from loracomp.adapter import Acceleration
     from loracomp.formats.gate import printable
-    from loracomp.formats.matching import match
     from loracomp.formats.source import Source
 
     try:
         with Source(path) as source:
-            matched = match(source)
+            matched = _matched(source, modules)
             said = source.metadata
             name = printable(said.get("modelspec.title") or said.get("ss_output_name") or path.stem, _NAME)
             tags = _list(said.get("modelspec.tags", ""))
@@ -76,6 +88,17 @@ def read_facts(path: Path) -> Facts:
     except LoracompError as error:
         stem = printable(path.stem, _NAME)
         return Facts(stem, words=stem.lower(), error=public(error))
+
+
+def _matched(source: Source, modules: Table | None) -> Match:
+    from loracomp.formats.matching import match
+
+    if modules is not None:
+        with suppress(LoracompError):
+            own = match(source, modules=modules)
+            if not own.unmatched:
+                return own
+    return match(source)
 
 
 def _list(text: str) -> tuple[str, ...]:

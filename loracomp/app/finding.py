@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from loracomp.app.adapter_rows import AdapterRow, Page
 from loracomp.app.job import Job
-from loracomp.app.library import SHIPPED, Library
+from loracomp.app.library import Library
 from loracomp.app.refusals import public
 from loracomp.app.requests import AdapterUse, GenerateRequest
 from loracomp.app.settings import Settings
+from loracomp.app.shipped import SHIPPED
 from loracomp.app.workers import Control
 from loracomp.errors import LoracompError, UsageError
 
@@ -95,7 +96,7 @@ class Finding:
 
         self._needed()
         image = open_picture(path)
-        known = base or self._settings.base
+        known = base or self._library.ground.name or self._settings.base
         return self._answered(
             lambda searcher: searcher.image(image, min(count, _MOST), base=known, describer=describer)
         )
@@ -120,7 +121,7 @@ class Finding:
         if not prompt.strip():
             raise UsageError("no prompt to choose by; say what to draw")
         self._needed()
-        known = base or self._settings.base
+        known = base or self._library.ground.name or self._settings.base
         with self._searching() as (_, searcher):
             choice = choose(prompt, searcher, lambda path: open_adapter(path, known), base=known)
         uses, said = [], []

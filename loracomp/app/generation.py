@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loracomp.app.refusals import LimitError
-from loracomp.app.requests import AdapterUse, Curve, GenerateRequest
+from loracomp.app.requests import AdapterUse, Curve, GenerateRequest, shared
 from loracomp.app.settings import Limits
 from loracomp.errors import FormatError, UsageError
 
@@ -72,20 +72,13 @@ def recipe_of(request: GenerateRequest, library: Library, base: str, dtype: str,
         request.prompt,
         base,
         uses=tuple(_use(use, library) for use in request.adapters),
-        method=request.method,
         options=options,
         programs=request.programs or None,
         negative=request.negative or None,
         scheduler=request.scheduler or None,
-        steps=request.steps,
-        guidance=request.guidance,
-        guidance_rescale=request.guidance_rescale,
-        seed=request.seed,
-        width=request.width,
-        height=request.height,
-        batch=request.batch,
         dtype=dtype,
         device=device,
+        **shared(request),
     )
 
 

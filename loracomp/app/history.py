@@ -16,7 +16,7 @@ from loracomp.app.database import Database
 from loracomp.app.generation import use_of_term
 from loracomp.app.library import Library
 from loracomp.app.refusals import NotFoundError
-from loracomp.app.requests import AdapterUse, GenerateRequest
+from loracomp.app.requests import AdapterUse, GenerateRequest, shared
 from loracomp.app.settings import Settings
 from loracomp.errors import FormatError
 
@@ -241,17 +241,10 @@ def _request(
             prompt=recipe.prompt,
             negative=recipe.negative,
             adapters=uses,
-            method=recipe.method,
             options=dict(recipe.options),
             scheduler=recipe.scheduler,
-            steps=recipe.steps,
-            guidance=recipe.guidance,
-            guidance_rescale=recipe.guidance_rescale,
-            seed=recipe.seed,
-            width=recipe.width,
-            height=recipe.height,
-            batch=recipe.batch,
             programs=programs,
+            **shared(recipe),
         )
     except ValidationError as error:
         first = error.errors()[0]

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from loracomp.app import thumbnails
 from loracomp.app.adapter_rows import PAGE, SCHEMA, AdapterRow, Page, conditions, counted, order, read_row
 from loracomp.app.database import Database
 from loracomp.app.facts import Facts, read_facts
+from loracomp.app.ground import CUSTOM, Ground
 from loracomp.app.refusals import NotFoundError
 from loracomp.app.settings import Settings
+from loracomp.app.shipped import SHIPPED, shipped_facts
 from loracomp.errors import UsageError
 
-SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
 Progress = Callable[[int, int], None]
 
 
@@ -34,6 +35,7 @@ class Library:
 
     Attributes:
         came: Called when a file was noted outside of a look through the folders.
+        ground: The base that the app draws on.
     """
 
     def __init__(self, settings: Settings, database: Database) -> None:
@@ -42,6 +44,7 @@ class Library:
         self.scanning: tuple[int, int] | None = None
         self.scanned = 0.0
         self.came: Callable[[], object] = lambda: None
+        self.ground = Ground(settings.base)
         database.schema(SCHEMA)
 
     def page(
@@ -168,9 +171,11 @@ class Library:
 
     def scan(self, progress: Progress | None = None) -> int:
         """Looks through the folders; files that have not changed are not opened. Gives how many were."""
+        moved = self.ground.changed(self.database)
         known = {row["path"]: row for row in self.database.rows("SELECT * FROM adapters")}
-        files = dict(self._files())
-        fresh = [path for path, status in files.items() if not _same(known.get(str(path)), status)]
+        files = dict(self._files([SHIPPED, *self.settings.adapters]))
+        kept = {path: row for path, row in known.items() if not moved or row["base"] not in ("", CUSTOM)}
+        fresh = [path for path, status in files.items() if not _same(kept.get(str(path)), status)]
         gone = [path for path, row in known.items() if row["there"] and Path(path) not in files]
         with self.database.change():
             for path in gone:
@@ -184,6 +189,12 @@ class Library:
         finally:
             self.scanning, self.scanned = None, time.time()
         return len(fresh)
+
+    def note_shipped(self) -> None:
+        """Takes in what ships, where it is new: no header is read, so a gallery is soon there."""
+        for path, status in self._files([SHIPPED]):
+            if not _same(self.database.row("SELECT * FROM adapters WHERE path = ?", (str(path),)), status):
+                self.note(path, status)
 
     def adopt(self, source: Path, stem: str) -> str:
         """Copies a file into the first folder, under a name that is free, and gives its id.
@@ -200,13 +211,9 @@ class Library:
     def note(self, path: Path, status: os.stat_result | None = None) -> str:
         """Reads a file's header into the library and gives its id."""
         status = status or path.stat()
-        facts = read_facts(path)
+        facts = shipped_facts(path) or read_facts(path, self.ground.modules())
         own = not path.is_relative_to(SHIPPED)
-        shipped: Mapping[str, Any] = {} if own else _manifest().get(path.stem, {})
         values = {**_columns(facts), "size": status.st_size, "changed": status.st_mtime_ns, "there": 1}
-        if shipped:
-            values |= {"name": path.stem, "kind": shipped["kind"]}
-            values["words"] = f"{values['words']} {path.stem} {shipped['kind']}".lower()
         sets = ", ".join(f"{name} = excluded.{name}" for name in (*values, "digest", "thumbnail"))
         values |= {"path": str(path), "id": secrets.token_hex(10), "own": own, "added": time.time()}
         self.database.run(
@@ -261,9 +268,9 @@ class Library:
         place = path.resolve()
         return any(place.is_relative_to(folder) for folder in (*self.settings.adapters, SHIPPED))
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+    def _files(self, folders: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
         """LoRA files; a link that leads out of the folders is not followed."""
-        for folder in (SHIPPED, *self.settings.adapters):
+        for folder in folders:
             for place, _, names in os.walk(folder):
                 for name in sorted(names):
                     path = Path(place, name)
@@ -286,9 +293,3 @@ def _columns(facts: Facts) -> dict[str, Any]:
         "triggers": json.dumps(facts.triggers), "tags": json.dumps(facts.tags), "rank": facts.rank,
         "hash": facts.hash, "words": facts.words, "error": facts.error,
     }  # fmt: skip
-
-
-def _manifest() -> dict[str, Any]:
-    from loracomp.library import manifest
-
-    return manifest()

@@ -7,17 +7,23 @@ imported and builds its page as ever.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
+import ssl
 import sys
+import typing
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 _LATER = ("pandas",)
-_NEVER = "gradio.cli"
+_NEVER: dict[str, tuple[str, ...]] = {
+    "gradio.cli": ("deploy",),
+    "gradio.external": ("load", "load_chat", "load_openapi"),
+    "httpx._main": ("main",),
+}
 
 
 def import_gradio() -> Any:
@@ -25,15 +31,29 @@ def import_gradio() -> Any:
     if "gradio" in sys.modules:
         return sys.modules["gradio"]
     with ExitStack() as parts:
-        for part in (_no_stub_files, _no_rendered_docs, _no_command_line, _no_data_frames):
+        for part in (lean, _no_stub_files, _no_rendered_docs, _no_programs, _no_data_frames, _trust_later):
             parts.enter_context(part())
         import gradio
     return gradio
 
 
-def frontend() -> Path:
-    """Gradio's scripts and styles as they are served."""
-    return Path(import_gradio().__file__).parent / "templates" / "frontend"
+@contextmanager
+def lean() -> Iterator[None]:
+    """Imports what is inside without looking for garbage, and builds pydantic's models when they are used."""
+    import pydantic
+
+    before, searched = pydantic.BaseModel.model_config, gc.isenabled()
+    pydantic.BaseModel.model_config = {**before, "defer_build": True}
+    gc.disable()
+    try:
+        yield
+    finally:
+        pydantic.BaseModel.model_config = before
+        for model in _below(pydantic.BaseModel):
+            # What is made of them from now on, FastAPI's fields above all, is made whole.
+            model.model_config.pop("defer_build", None)
+        if searched:
+            gc.enable()
 
 
 @contextmanager
@@ -55,6 +75,34 @@ def one_server() -> Iterator[None]:
         blocks.App = found
 
 
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Answers each question about a function's parameters once: Gradio asks anew for each component."""
+    asked = ((inspect, "signature"), (inspect, "getfullargspec"), (typing, "get_type_hints"))
+    found = [getattr(module, name) for module, name in asked]
+    for (module, name), function in zip(asked, found, strict=True):
+        setattr(module, name, _once(function))
+    try:
+        yield
+    finally:
+        for (module, name), function in zip(asked, found, strict=True):
+            setattr(module, name, function)
+
+
+def _once(function: Any) -> Any:
+    known: dict[Any, Any] = {}
+
+    def answer(about: Any, *values: Any, **named: Any) -> Any:
+        if values or named or not isinstance(about, FunctionType):
+            return function(about, *values, **named)
+        if about not in known:
+            known[about] = function(about)
+        found = known[about]
+        return dict(found) if isinstance(found, dict) else found
+
+    return answer
+
+
 class _Later(ModuleType):
     """A module that is imported when something of it is asked for."""
 
@@ -62,6 +110,12 @@ class _Later(ModuleType):
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
+
+
+def _below(kind: Any) -> Iterator[Any]:
+    for model in kind.__subclasses__():
+        yield model
+        yield from _below(model)
 
 
 @contextmanager
@@ -78,15 +132,65 @@ def _no_data_frames() -> Iterator[None]:
 
 
 @contextmanager
-def _no_command_line() -> Iterator[None]:
-    """Leaves out ``gradio deploy`` and what else belongs to Gradio's own program."""
-    empty: Any = ModuleType(_NEVER)
-    empty.__path__, empty.deploy = [], None
-    sys.modules[_NEVER] = empty
+def _no_programs() -> Iterator[None]:
+    """Leaves out ``gradio deploy``, models elsewhere, and what else belongs to programs of other packages.
+
+    What is named in :data:`_NEVER` is imported when it is called.
+    """
+    put = {name: _stand_in(name, parts) for name, parts in _NEVER.items() if name not in sys.modules}
+    sys.modules.update(put)
     try:
         yield
     finally:
-        sys.modules.pop(_NEVER, None)
+        for name, module in put.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+def _stand_in(name: str, parts: tuple[str, ...]) -> ModuleType:
+    made: Any = ModuleType(name)
+    made.__path__ = []
+
+    def calling(part: str) -> Any:
+        return lambda *values, **named: getattr(importlib.import_module(name), part)(*values, **named)
+
+    for part in parts:
+        setattr(made, part, calling(part))
+    return made
+
+
+class _Trusting(ssl.SSLContext):
+    """A context that reads the certificates it trusts with its first connection: clients made in passing
+    read the same hundreds of them, each for itself, and are never used."""
+
+    def wrap_socket(self, *values: Any, **named: Any) -> Any:
+        return _trusted(self).wrap_socket(*values, **named)
+
+    def wrap_bio(self, *values: Any, **named: Any) -> Any:
+        return _trusted(self).wrap_bio(*values, **named)
+
+
+def _trusted(context: Any) -> ssl.SSLContext:
+    kept = context.__dict__.pop("kept")
+    context.__class__ = ssl.SSLContext
+    for values, named in kept:
+        context.load_verify_locations(*values, **named)
+    return context
+
+
+@contextmanager
+def _trust_later() -> Iterator[None]:
+    """Puts off reading certificates in contexts that are made meanwhile."""
+
+    def load_verify_locations(context: Any, *values: Any, **named: Any) -> None:
+        context.__class__ = _Trusting
+        context.__dict__.setdefault("kept", []).append((values, named))
+
+    ssl.SSLContext.load_verify_locations = load_verify_locations  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del ssl.SSLContext.load_verify_locations
 
 
 @contextmanager

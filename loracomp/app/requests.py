@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from loracomp.recipe import Recipe
 
 _PROMPT = 4000
 Number = int | float
 Value = str | int | float | bool | None
 Options = dict[str, Value | list[Value]]
+_SHARED = ("method", "steps", "guidance", "guidance_rescale", "seed", "width", "height", "batch")
 
 
 class Strict(BaseModel):
@@ -69,6 +73,11 @@ class GenerateRequest(Strict):
         if not self.prompt.strip():
             raise ValueError("no prompt; say what to draw")
         return self
+
+
+def shared(drawn: GenerateRequest | Recipe) -> dict[str, Any]:
+    """What requests and recipes have in common, under the same names and in the same form."""
+    return {name: getattr(drawn, name) for name in _SHARED}
 
 
 Field_ = Literal["method", "weight", "adapter", "seed", "steps", "guidance", "scheduler", "prompt"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -15,38 +14,20 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from fastapi import FastAPI
 
-import loracomp
 from loracomp.app.access import Access
-from loracomp.app.api import PREFIX, api_routes
-from loracomp.app.api.reference import reference
 from loracomp.app.assets import Assets
-from loracomp.app.guard import Guard
-from loracomp.app.login import login_routes
-from loracomp.app.page_import import frontend
-from loracomp.app.refusals import LimitError, NotFoundError, TooLargeError, public
+from loracomp.app.guard import Application, Guard
+from loracomp.app.interface import PREFIX, Beside, interface, telling
+from loracomp.app.opening import Opening, PageHead
+from loracomp.app.preloads import frontend, page_head
 from loracomp.app.settings import Settings
 from loracomp.app.state import App
-from loracomp.errors import FormatError, LoracompError, ResourceError, UsageError
+from loracomp.errors import LoracompError, ResourceError, UsageError
 
-_log = logging.getLogger(__name__)
-_STATUS: tuple[tuple[type[LoracompError], int], ...] = (
-    (NotFoundError, 404),
-    (LimitError, 429),
-    (TooLargeError, 413),
-    (FormatError, 422),
-    (ResourceError, 503),
-    (UsageError, 400),
-)
-_PAGE: dict[str, Any] = {"response_class": HTMLResponse, "include_in_schema": False}
 _PATIENCE_S = 8.0
 _FAREWELL_S = 2
-_CLOSED = 499
 
 
 def make_server(app: App, page: bool = True) -> Any:
@@ -56,36 +37,40 @@ def make_server(app: App, page: bool = True) -> Any:
         app: What runs.
         page: Whether to build the page; the interface works without it.
     """
-    seen = threading.Event()
+    access = Access(app.settings)
+    return Guard(_unguarded(app, access, page), access, app.settings.limits)
 
+
+def _unguarded(app: App, access: Access, page: bool = True) -> Application:
+    seen = threading.Event()
+    if not page:
+        return _noticing(interface(app, access, lifespan=_living(app)), seen)
+
+    sent = threading.Event()
+
+    def first() -> None:
+        """What fits between the page's leaving and its questions, before anything heavy is imported.
+
+        FastAPI silences its own warnings while the interface is made, so nothing else may warn meanwhile.
+        """
+        sent.wait(_PATIENCE_S)
+        app.show_shipped()
+        both.interface()
+        seen.wait(_PATIENCE_S)
+
+    server = FastAPI(lifespan=_living(app, first), docs_url=None, redoc_url=None, openapi_url=None)
+    both = Beside(_with_page(telling(server), app), lambda: interface(app, access))
+    return _noticing(_noticing(both, seen), sent, ("/",))
+
+
+def _living(app: App, first: Callable[[], object] = lambda: None) -> Any:
     @asynccontextmanager
     async def living(server: FastAPI) -> AsyncIterator[None]:
-        app.start(seen, _PATIENCE_S if page else 0.0)
+        app.start(first)
         yield
         app.stop()
 
-    server = FastAPI(
-        title="loracomp",
-        version=loracomp.__version__,
-        summary="Compose, compare, train and mark image LoRAs.",
-        lifespan=living,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=f"{PREFIX}/openapi.json",
-    )
-    access = Access(app.settings)
-    server.state.loracomp = app
-    server.include_router(api_routes())
-    server.include_router(login_routes(access))
-    server.add_api_route(f"{PREFIX}/docs", lambda: reference(server.openapi()), **_PAGE)
-    server.add_exception_handler(LoracompError, _told)
-    server.add_exception_handler(RequestValidationError, _misunderstood)
-    server.add_exception_handler(ClientDisconnect, _gone)
-    server.add_exception_handler(Exception, _broken)
-    mounted = _noticing(_with_page(server, app) if page else server, seen)
-    if page and app.settings.loopback:
-        mounted = Assets(mounted, frontend() / "assets")
-    return Guard(mounted, access, app.settings.limits)
+    return living
 
 
 def serve(settings: Settings, told: Callable[[str], None]) -> None:
@@ -96,12 +81,16 @@ def serve(settings: Settings, told: Callable[[str], None]) -> None:
         told: Told the address, once it is known.
 
     Raises:
+        ResourceError: A package is missing.
         UsageError: The address is taken, cannot be used, or can be reached by others and has no token.
     """
     import uvicorn
 
     check_exposure(settings)
-    listening = _listen(settings)
+    folder = frontend()
+    if folder is None:
+        raise ResourceError("the app needs more packages (gradio); pip install 'loracomp[app]'")
+    listening = listen(settings)
     try:
         app = App(settings)
     except LoracompError:
@@ -109,15 +98,33 @@ def serve(settings: Settings, told: Callable[[str], None]) -> None:
         raise
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     told(f"http://{host}:{listening.getsockname()[1]}")
-    with kept():
-        server = make_server(app)
+    access = Access(settings)
+
+    def make() -> Application:
+        with kept():
+            return _unguarded(app, access)
+
+    def failed() -> None:
+        server.should_exit = True
+
+    opening = Opening(make, failed)
+    answering: Application = opening
+    if settings.loopback:
+        answering = Assets(PageHead(opening, lambda: opening.ready, *page_head(folder)), folder / "assets")
     logging.getLogger("uvicorn.error").addFilter(_worth_telling)
     config = uvicorn.Config(
-        server, log_level="warning", timeout_graceful_shutdown=_FAREWELL_S, server_header=False
+        Guard(answering, access, settings.limits),
+        log_level="warning",
+        timeout_graceful_shutdown=_FAREWELL_S,
+        server_header=False,
     )
+    server = uvicorn.Server(config)
     # Ctrl-C is how an app ends: uvicorn raises it again when all is saved.
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
+    if opening.error is not None:
+        app.stop()
+        raise opening.error
 
 
 @contextmanager
@@ -148,9 +155,13 @@ def check_exposure(settings: Settings) -> None:
         )
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """The address, taken; raises :class:`UsageError` where it cannot be.
+
+    The protocol is named because asyncio lets small answers leave at once only where it is.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((settings.host, settings.port))
@@ -164,7 +175,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _with_page(server: FastAPI, app: App) -> Any:
-    from loracomp.app.page_import import import_gradio, one_server
+    from loracomp.app.page_import import import_gradio, one_server, remembered
 
     # What the page's own fields upload lies here until it is taken, instead of in everybody's /tmp.
     sent = app.settings.folder("page")
@@ -173,52 +184,35 @@ def _with_page(server: FastAPI, app: App) -> Any:
     gradio = import_gradio()
     from loracomp.app.ui import build, page_options
 
-    with one_server():
-        page = build(app)
-    return gradio.mount_gradio_app(
-        server,
-        page,
-        path="/",
-        auth_dependency=lambda request: request.state.user,
-        max_file_size=app.settings.limits.upload_bytes,
-        show_error=False,
-        enable_monitoring=False,
-        run_history=False,
-        ssr_mode=False,
-        **page_options(),
-    )
+    with remembered():
+        with one_server():
+            page = build(app)
+        return gradio.mount_gradio_app(
+            server,
+            page,
+            path="/",
+            auth_dependency=lambda request: request.state.user,
+            max_file_size=app.settings.limits.upload_bytes,
+            show_error=False,
+            enable_monitoring=False,
+            run_history=False,
+            ssr_mode=False,
+            **page_options(),
+        )
 
 
-def _noticing(inner: Any, seen: threading.Event) -> Any:
-    """Sets ``seen`` when the page asks for more, or somebody else does: what is heavy may begin."""
+def _noticing(inner: Any, seen: threading.Event, paths: tuple[str, ...] = ("/gradio_api/", PREFIX)) -> Any:
+    """Sets ``seen`` when the page has asked for more, or somebody else has: what is heavy may begin.
+
+    Args:
+        inner: The application.
+        seen: What is set.
+        paths: How the address of what counts begins.
+    """
 
     async def outer(scope: Any, receive: Any, send: Any) -> None:
         await inner(scope, receive, send)
-        if scope["type"] == "http" and scope["path"].startswith(("/gradio_api/", PREFIX)):
+        if scope["type"] == "http" and scope["path"].startswith(paths):
             seen.set()
 
     return outer
-
-
-def _told(request: Request, error: Exception) -> JSONResponse:
-    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
-    return JSONResponse({"error": public(error)}, status)
-
-
-def _misunderstood(request: Request, error: Exception) -> JSONResponse:
-    """What is wrong with a request, without repeating what was sent."""
-    found = error.errors() if isinstance(error, RequestValidationError) else []
-    lines = [f"{'.'.join(map(str, part['loc'][1:])) or 'request'}: {part['msg']}" for part in found[:5]]
-    return JSONResponse({"error": public("; ".join(lines))}, 422)
-
-
-def _gone(request: Request, error: Exception) -> Response:
-    """For nobody: a page was closed while it sent something, which is no error of the app's."""
-    return Response(status_code=_CLOSED)
-
-
-def _broken(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return JSONResponse({"error": "the server's disk is full; remove images or uploads"}, 507)
-    _log.error("a request failed", exc_info=error)
-    return JSONResponse({"error": "an error in loracomp; the server's log says more"}, 500)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from loracomp.app import generation, grids
@@ -99,15 +99,20 @@ class App:
             },
         )
 
-    def start(self, after: threading.Event | None = None, patience_s: float = 0.0) -> None:
+    def start(self, after: Callable[[], object] = lambda: None) -> None:
         """Opens the base in the background and begins to work; what ran before goes on.
 
         Args:
-            after: What to wait for before anything heavy is imported.
-            patience_s: How long, in seconds, at most.
+            after: Called before anything heavy is imported, on the thread that does so.
         """
-        self.engine.start(lambda: self._look(after, patience_s))
+        self.engine.start(lambda: self._look(after))
         threading.Thread(target=self._begin, name="loracomp-begin", daemon=True).start()
+
+    def show_shipped(self) -> None:
+        """Puts what ships into the library, unless the app has ended."""
+        with self._life:
+            if not self._ended:
+                self.library.note_shipped()
 
     def stop(self) -> None:
         """Ends after the steps under way; training goes on in processes of its own."""
@@ -181,10 +186,9 @@ class App:
             self._looked = now
             self.jobs.submit_once("scan", "look through the library")
 
-    def _look(self, after: threading.Event | None, patience_s: float) -> None:
+    def _look(self, after: Callable[[], object]) -> None:
         """The gallery, before the base is opened."""
-        if after is not None:
-            after.wait(patience_s)
+        after()
         with self._life:
             if self._ended:
                 return

@@ -34,7 +34,10 @@ def app(
 ) -> None:
     """Compose, compare, train and mark in a browser; an HTTP interface is at /api/v1/docs."""
     try:
-        from loracomp.app.server import serve
+        from loracomp.app.page_import import lean
+
+        with lean():
+            from loracomp.app.server import serve
     except ImportError as error:
         what = f"the app needs more packages ({error.name})"
         raise ResourceError(f"{what}; pip install 'loracomp[app]'") from None

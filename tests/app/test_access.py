@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,4 +215,6 @@ def test_the_pages_own_routes_are_guarded_too(settings: Settings) -> None:
     assert Path(kept).is_relative_to(settings.data / "page")
     made.stop()
     del page
+    # The one that it left to this thread would be collected in another test.
+    asyncio.set_event_loop(None)
     gc.collect()

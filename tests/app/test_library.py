@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from loracomp.app.editing import EditRequest, ImportRequest, PictureRequest
-from loracomp.app.library import SHIPPED
 from loracomp.app.refusals import NotFoundError
 from loracomp.app.settings import Settings
+from loracomp.app.shipped import SHIPPED
 from loracomp.app.state import App
 from loracomp.errors import FormatError, UnknownNameError, UsageError
 from loracomp.formats import load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loracomp.app.server import serve
+from loracomp.app.server import listen, serve
 from loracomp.app.settings import Settings
 from loracomp.app.state import App
 from loracomp.errors import FormatError, ResourceError, UsageError
@@ -40,6 +41,12 @@ def test_a_port_that_is_taken_is_told_of(settings: Settings) -> None:
         busy = settings.model_copy(update={"port": taken.getsockname()[1]})
         with pytest.raises(UsageError, match="choose another --port"):
             serve(busy, print)
+
+
+def test_a_missing_gradio_is_told_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match="pip install"):
+        serve(settings, print)
 
 
 def test_a_damaged_database_is_told_of(settings: Settings) -> None:
@@ -100,3 +107,43 @@ def test_a_page_makes_no_server_before_it_is_mounted() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:-1] == ["None True", "True"]
+
+
+def test_answers_leave_at_once_instead_of_waiting_for_the_one_before(settings: Settings) -> None:
+    """Without this, each file of the page waits 40 ms for the browser's acknowledgment of its header."""
+
+    async def accepted() -> Any:
+        found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def came(reader: Any, writer: Any) -> None:
+            taken = writer.get_extra_info("socket")
+            found.set_result(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = listen(settings.model_copy(update={"port": 0}))
+        async with await asyncio.start_server(came, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            try:
+                return await asyncio.wait_for(found, 20)
+            finally:
+                writer.close()
+
+    assert asyncio.run(accepted())
+
+
+def test_models_and_clients_that_were_made_in_passing_work() -> None:
+    script = (
+        "import gc, ssl, pydantic; from loracomp.app.page_import import import_gradio, lean\n"
+        "with lean():\n"
+        "    class Model(pydantic.BaseModel):\n"
+        "        number: int\n"
+        "print(Model(number='1').number, gc.isenabled(), 'defer_build' in pydantic.BaseModel.model_config)\n"
+        "import_gradio()\n"
+        "found = [one for one in gc.get_objects() if isinstance(one, ssl.SSLContext)]\n"
+        "bare = [one for one in found if not one.cert_store_stats()['x509_ca']]\n"
+        "for one in found: one.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname='a')\n"
+        "print(bool(bare), all(one.cert_store_stats()['x509_ca'] for one in found))\n"
+        "print('load_verify_locations' in vars(ssl.SSLContext))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == ["1 True False", "True True", "False"]

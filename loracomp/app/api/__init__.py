@@ -5,8 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from loracomp.app.api import adapters, finding, history, jobs, marks, recipes, training, uploads
-
-PREFIX = "/api/v1"
+from loracomp.app.interface import PREFIX
 
 
 def api_routes() -> APIRouter:

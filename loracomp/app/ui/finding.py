@@ -119,8 +119,8 @@ def _any(choice: str | None) -> str:
 
 
 def base_of(app: Any) -> str:
-    """The base that adapters have to fit, where the library knows it by that name; empty for any."""
-    base = str(app.settings.base)
+    """The base that adapters have to fit, where the library has some for it; empty for any."""
+    base = str(app.library.ground.name)
     return base if base in app.library.facets()["base"] else ""
 
 

@@ -57,7 +57,17 @@ def page(app: Any) -> Any:
         library_tab.select(**library.shown())
         jobs_tab.select(**jobs.shown())
         jobs.run_while_chosen(tabs)
+        _quiet(blocks)
     return blocks.queue(default_concurrency_limit=16)
+
+
+def _quiet(blocks: Any) -> None:
+    """Leaves the page's own events out of Gradio's list of calls: it would be half of the page.
+
+    Programs have ``/api/v1``.
+    """
+    for event in blocks.fns.values():
+        event.api_visibility = "private"
 
 
 def side(app: Any) -> int:

@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 import pytest
 from webpage import FILLED, Open, go, pick
 
-from loracomp.app.page_import import frontend
+from loracomp.app.preloads import frontend
 
 WIDER = """() => [...document.querySelectorAll('main *')].filter(node => {
   const box = node.getBoundingClientRect();
@@ -70,8 +70,19 @@ def test_a_chosen_mode_stays(visit: Open) -> None:
     page.wait_for_function("document.body.classList.contains('dark')")
 
 
+def test_the_head_names_the_scripts_that_a_page_will_ask_for(visit: Open) -> None:
+    page = visit()
+    found = "performance.getEntriesByType('resource').map((one) => new URL(one.name).pathname)"
+    asked = {path for path in page.evaluate(found) if path.startswith("/assets/") and path.endswith(".js")}
+    links = "[...document.head.querySelectorAll('link[rel=modulepreload]')].map((one) => one.href)"
+    named = {f"/assets/{address.rpartition('/')[2]}" for address in page.evaluate(links)}
+    assert len(asked - named) < len(asked) / 4
+
+
 def test_scripts_come_unpacked_and_only_to_those_who_may(server: Any) -> None:
-    script = next((frontend() / "assets").glob("index-*.js"))
+    folder = frontend()
+    assert folder is not None
+    script = next((folder / "assets").glob("index-*.js"))
     address = f"{server.address}/assets/{script.name}"
     with urlopen(Request(address, headers={"Accept-Encoding": "gzip, br"}), timeout=60) as answer:
         assert answer.read() == script.read_bytes()

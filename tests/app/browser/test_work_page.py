@@ -104,6 +104,30 @@ def train(page: Any, name: str, steps: int) -> None:
     page.get_by_role("button", name="Start training").click()
 
 
+# As on a slow machine: what Gradio does a frame later comes when a quick person has typed.
+SLOW_FRAMES = (
+    "() => { const soon = window.requestAnimationFrame.bind(window);"
+    " window.requestAnimationFrame = (what) => setTimeout(() => soon(what), 500); }"
+)
+FRAMES = (
+    "async () => { for (let n = 0; n < 5; n++) await new Promise((done) => requestAnimationFrame(done)); }"
+)
+
+
+def test_what_is_typed_as_fields_come_to_light_stays(visit: Open) -> None:
+    page = visit()
+    page.evaluate(SLOW_FRAMES)
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_label("Trigger words").fill("ink style")
+    page.locator("#train-settings button").first.click()
+    page.locator("#train-steps input").fill("4")
+    page.get_by_label("Sample prompts").fill("a duck")
+    page.evaluate(FRAMES)
+    assert page.get_by_label("Trigger words").input_value() == "ink style"
+    assert page.locator("#train-steps input").input_value() == "4"
+    assert page.get_by_label("Sample prompts").input_value() == "a duck"
+
+
 def test_training_says_what_is_missing(visit: Open) -> None:
     page = visit()
     page.get_by_role("tab", name="Train").click()
