@@ -16,6 +16,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from loracomp.lowrank import LowRank
+
 PROBES = 4
 NUMBERS = 64
 SAME = 0.02
@@ -59,6 +61,18 @@ def probes(path: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """
     seed = crc32(path.encode())
     return _pool_part(seed % _SPREAD, rows), _pool_part(_POOL // 2 + seed // _SPREAD % _SPREAD, columns)
+
+
+def sketch(path: str, layer: LowRank) -> tuple[float, ...]:
+    """The four numbers uᵀ ΔW v of a factored layer, in float32 where that can hold the sums."""
+    up, down = layer.up.flatten(1), layer.down.flatten(1)
+    left, right = probes(path, up.shape[0], down.shape[1])
+    for dtype in (torch.float32, torch.float64):
+        first, second = left.to(dtype) @ up.to(dtype), right.to(dtype) @ down.to(dtype).T
+        found = (first.double() * second.double()).sum(1) * layer.scale
+        if bool(found.isfinite().all()):
+            break
+    return tuple(found.tolist())
 
 
 def sketch_rows(left: Tensor, block: Tensor, right: Tensor) -> Tensor:

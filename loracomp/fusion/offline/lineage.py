@@ -18,9 +18,7 @@ from typing import Any
 
 from loracomp import __version__
 from loracomp.adapter import Acceleration
-from loracomp.formats.measure import measure
-from loracomp.formats.native import whole
-from loracomp.formats.sketches import canonical_hash, fingerprint
+from loracomp.formats.sketches import canonical_hash, fingerprint, sketch
 from loracomp.fusion.offline.parents import Family
 from loracomp.lowrank import LowRank
 
@@ -40,8 +38,7 @@ class Identities:
         """Takes in one layer of each parent (rank 0 where a parent has none)."""
         for found, update in zip(self._sketches, updates, strict=True):
             if update.rank:
-                module = whole(path, update.weight_shape)
-                found += [(path, part.sketch) for part in measure(update, module)]
+                found.append((path, sketch(path, update)))
 
     def hashes(self) -> list[str]:
         """Sixteen hexadecimal digits per parent."""

@@ -73,6 +73,16 @@ class Report:
         return asdict(self) | {"rank": self.rank}
 
 
+@dataclass(frozen=True, eq=False)
+class _Weighed:
+    """One layer on the scale: inner products of the parents and the merged layer, and what was missed, squared."""
+
+    row: LayerReport
+    table: Tensor
+    missed: float
+    naive: float
+
+
 class Scale:
     """Weighs merged layers against the exact sums, one by one.
 
@@ -84,9 +94,8 @@ class Scale:
 
     def __init__(self, family: Family, *, naive: bool = False, stacks: bool = False) -> None:
         self._family, self._naive, self._stacks = family, naive, stacks
-        self._rows: list[LayerReport] = []
-        self._sums = torch.zeros(len(family.parents) + 1, len(family.parents) + 1, dtype=torch.float64)
-        self._missed = self._naive_missed = 0.0
+        # By path, since the sums below must not depend on the order in which layers come.
+        self._weighed: dict[str, _Weighed] = {}
 
     def add(self, site: Site, layer: LowRank) -> None:
         """Takes in one layer and its merged update."""
@@ -101,40 +110,42 @@ class Scale:
                 # Gram matrices cancel here to their last digits.
                 missed = distance(layer, _sum(site))
         norm, size = _root(weights @ table @ weights), _root(table[-1, -1])
-        self._rows.append(
-            LayerReport(site.path, layer.rank, norm, _ratio(size, norm, 1.0), _ratio(missed, norm, 0.0))
-        )
-        self._sums += table
-        self._missed += missed**2
-        if self._naive:
-            self._naive_missed += distance(naive_average(site), _sum(site)) ** 2
+        row = LayerReport(site.path, layer.rank, norm, _ratio(size, norm, 1.0), _ratio(missed, norm, 0.0))
+        naive = distance(naive_average(site), _sum(site)) ** 2 if self._naive else 0.0
+        self._weighed[site.path] = _Weighed(row, table, missed**2, naive)
 
     def report(self, method: str) -> Report:
         """The whole merge."""
         weights = torch.tensor(self._family.weights, dtype=torch.float64)
-        norm = sum(row.norm**2 for row in self._rows) ** 0.5
+        layers = [self._weighed[path] for path in sorted(self._weighed)]
+        blank = torch.zeros(len(weights) + 1, len(weights) + 1, dtype=torch.float64)
+        sums = torch.stack([blank, *(one.table for one in layers)]).sum(0)
+        norm = sum(one.row.norm**2 for one in layers) ** 0.5
+        missed, naive = sum(one.missed for one in layers) ** 0.5, sum(one.naive for one in layers) ** 0.5
         return Report(
             method=method,
             base=self._family.base,
             adapters=tuple(parent.name for parent in self._family.parents),
             weights=self._family.weights,
-            layers=tuple(self._rows),
-            size=_ratio(_root(self._sums[-1, -1]), norm, 1.0),
-            error=_ratio(self._missed**0.5, norm, 0.0),
-            kept=self._kept(weights),
-            naive_error=_ratio(self._naive_missed**0.5, norm, 0.0) if self._naive else None,
+            layers=tuple(one.row for one in layers),
+            size=_ratio(_root(sums[-1, -1]), norm, 1.0),
+            error=_ratio(missed, norm, 0.0),
+            kept=_kept(sums, weights),
+            naive_error=_ratio(naive, norm, 0.0) if self._naive else None,
         )
 
-    def _kept(self, weights: Tensor) -> tuple[float | None, ...]:
-        parents, merged = self._sums[:-1, :-1], self._sums[:-1, -1]
-        # Unit columns, so that quiet adapters count as much as loud ones in what is singular.
-        sizes = parents.diagonal().clamp(min=0).sqrt()
-        unit = torch.where(sizes > 0, 1 / sizes, 0.0)
-        gap = (merged - parents @ weights) * unit
-        shift = torch.linalg.pinv(parents * unit * unit[:, None], rtol=1e-9, hermitian=True) @ gap * unit
-        there = [bool(size > 0 and weight != 0) for size, weight in zip(sizes, weights, strict=True)]
-        shares = 1 + shift / torch.where(weights == 0, 1.0, weights)
-        return tuple(float(share) if on else None for share, on in zip(shares, there, strict=True))
+
+def _kept(sums: Tensor, weights: Tensor) -> tuple[float | None, ...]:
+    """See :class:`Report`, from the inner products of all layers together."""
+    parents, merged = sums[:-1, :-1], sums[:-1, -1]
+    # Unit columns, so that quiet adapters count as much as loud ones in what is singular.
+    sizes = parents.diagonal().clamp(min=0).sqrt()
+    unit = torch.where(sizes > 0, 1 / sizes, 0.0)
+    gap = (merged - parents @ weights) * unit
+    shift = torch.linalg.pinv(parents * unit * unit[:, None], rtol=1e-9, hermitian=True) @ gap * unit
+    there = [bool(size > 0 and weight != 0) for size, weight in zip(sizes, weights, strict=True)]
+    shares = 1 + shift / torch.where(weights == 0, 1.0, weights)
+    return tuple(float(share) if on else None for share, on in zip(shares, there, strict=True))
 
 
 def naive_average(site: Site) -> LowRank:
@@ -158,21 +169,33 @@ def _sum(site: Site) -> LowRank:
 def _stacked(site: Site, layer: LowRank, weights: Tensor) -> tuple[Tensor, float]:
     """Inner products of the updates and their stack, and ‖M - S‖ from what rounding did to each part.
 
-    Rounding errors of different parents are independent, so their squares are added.
+    Rounding errors of different parents are independent, so their squares are added. Parents of weight 0
+    have no part in the stack and count as zero.
     """
-    parents = inner_products(site.updates, torch.float32)
+    exact = layer if layer.down.dtype.itemsize >= 4 else _sum(site)
+    columns, rows = _gram(exact.up.flatten(1).T), _gram(exact.down.flatten(1))
+    ranks = [part.rank for part in site.parts]
+    owners = torch.eye(len(ranks)).repeat_interleave(torch.tensor(ranks), dim=0).double()
+    inverse = torch.where(weights[:-1] == 0, 0.0, 1 / weights[:-1])
+    parents = owners.T @ (columns * rows).double() @ owners * inverse * inverse[:, None]
     grown = torch.cat([torch.eye(len(parents), dtype=torch.float64), weights[None, :-1]])
     table = grown @ parents @ grown.T
-    ranks = [part.rank for part in site.parts]
     ups, downs = layer.up.flatten(1).split(ranks, 1), layer.down.flatten(1).split(ranks)
+    starts = [sum(ranks[:index]) for index in range(len(ranks))]
     squares = 0.0
-    for part, up, down in zip(site.parts, ups, downs, strict=True):
+    for part, up, down, start in zip(site.parts, ups, downs, starts, strict=True):
         lossless = torch.promote_types(part.down.dtype, down.dtype) == down.dtype
         if not lossless or not torch.equal(down, part.down.flatten(1).to(down.dtype)):
             return table, distance(layer, _sum(site))
-        gap = up.double().sub_(part.up.flatten(1).double(), alpha=part.scale).float()
-        squares += max(float(((gap.T @ gap) * (down @ down.T)).sum()), 0.0) if bool(gap.any()) else 0.0
+        stop = start + part.rank
+        gap = _gram(part.up.flatten(1).double().mul(part.scale).sub_(up).T)
+        squares += max(float((gap * rows[start:stop, start:stop]).sum()), 0.0)
     return table, squares**0.5
+
+
+def _gram(rows: Tensor) -> Tensor:
+    rows = rows.float()
+    return rows @ rows.T
 
 
 def _root(value: Tensor) -> float:
