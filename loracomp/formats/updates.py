@@ -50,7 +50,7 @@ def read(
         if not (kind := source.tensors[key].dtype).is_floating_point:
             raise UnusableError(f"the tensor {printable(key)!r} holds {kind}, no fractions")
     if check:
-        values = [source.tensor(key) for key in keys]
+        values = source.side_by_side(keys)
     else:
         values = source.together(keys, item.keys.get("alpha", ""))
     factors = dict(zip(roles, values, strict=True))

@@ -18,7 +18,7 @@ from typing import Any
 
 from loracomp import __version__
 from loracomp.adapter import Acceleration
-from loracomp.formats.sketches import canonical_hash, fingerprint, sketch
+from loracomp.formats.sketches import canonical_hash, fingerprint, sketches
 from loracomp.fusion.offline.parents import Family
 from loracomp.lowrank import LowRank
 
@@ -36,9 +36,9 @@ class Identities:
 
     def add(self, path: str, updates: Sequence[LowRank]) -> None:
         """Takes in one layer of each parent (rank 0 where a parent has none)."""
-        for found, update in zip(self._sketches, updates, strict=True):
-            if update.rank:
-                found.append((path, sketch(path, update)))
+        there = [(found, update) for found, update in zip(self._sketches, updates, strict=True) if update.rank]
+        for (found, _), values in zip(there, sketches(path, [update for _, update in there]), strict=True):
+            found.append((path, values))
 
     def hashes(self) -> list[str]:
         """Sixteen hexadecimal digits per parent."""

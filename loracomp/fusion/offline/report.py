@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import frexp, ldexp
 from typing import Any
 
 import torch
@@ -172,30 +174,49 @@ def _stacked(site: Site, layer: LowRank, weights: Tensor) -> tuple[Tensor, float
     Rounding errors of different parents are independent, so their squares are added. Parents of weight 0
     have no part in the stack and count as zero.
     """
-    exact = layer if layer.down.dtype.itemsize >= 4 else _sum(site)
-    columns, rows = _gram(exact.up.flatten(1).T), _gram(exact.down.flatten(1))
     ranks = [part.rank for part in site.parts]
-    owners = torch.eye(len(ranks)).repeat_interleave(torch.tensor(ranks), dim=0).double()
+    products, grams = _products(layer if layer.down.dtype.itemsize >= 4 else _sum(site), ranks)
     inverse = torch.where(weights[:-1] == 0, 0.0, 1 / weights[:-1])
-    parents = owners.T @ (columns * rows).double() @ owners * inverse * inverse[:, None]
+    parents = products * inverse * inverse[:, None]
     grown = torch.cat([torch.eye(len(parents), dtype=torch.float64), weights[None, :-1]])
     table = grown @ parents @ grown.T
     ups, downs = layer.up.flatten(1).split(ranks, 1), layer.down.flatten(1).split(ranks)
-    starts = [sum(ranks[:index]) for index in range(len(ranks))]
     squares = 0.0
-    for part, up, down, start in zip(site.parts, ups, downs, starts, strict=True):
+    for part, up, down, gram in zip(site.parts, ups, downs, grams, strict=True):
         lossless = torch.promote_types(part.down.dtype, down.dtype) == down.dtype
         if not lossless or not torch.equal(down, part.down.flatten(1).to(down.dtype)):
             return table, distance(layer, _sum(site))
-        stop = start + part.rank
-        gap = _gram(part.up.flatten(1).double().mul(part.scale).sub_(up).T)
-        squares += max(float((gap * rows[start:stop, start:stop]).sum()), 0.0)
+        gap = _gap(part, up)
+        squares += max(float(((gap.T @ gap) * gram).sum()), 0.0)
     return table, squares**0.5
 
 
-def _gram(rows: Tensor) -> Tensor:
-    rows = rows.float()
-    return rows @ rows.T
+def _products(stack: LowRank, ranks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """Inner products of the parts of a stack (n, n), float64, and the Gram matrix of each part's down."""
+    up, down = stack.up.flatten(1).float(), stack.down.flatten(1).float()
+    owners = torch.eye(len(ranks), dtype=torch.float64).repeat_interleave(torch.tensor(ranks), dim=0)
+    table, grams, stop = torch.zeros(len(ranks), len(ranks), dtype=torch.float64), [], 0
+    for index, rank in enumerate(ranks):
+        start, stop = stop, stop + rank
+        rows = down[:stop] @ down[start:stop].T
+        grams.append(rows[start:])
+        both = (up[:, :stop].T @ up[:, start:stop]).mul_(rows).sum(1, dtype=torch.float64)
+        table[index] = both @ owners[:stop]
+    return table + table.tril(-1).T, grams
+
+
+def _gap(part: LowRank, up: Tensor) -> Tensor:
+    """What rounding did to a part's up in a stack: (rows, rank), float32, but right to its own last digits."""
+    given = part.up.flatten(1)
+    if given.dtype.itemsize > 2 or up.dtype is not torch.float32:
+        return (given.double() * part.scale - up).float()
+    # Twelve digits of the strength times those of half precision are exact in float32, and what is
+    # left of the strength is so small that its own rounding does not count.
+    mantissa, exponent = frexp(part.scale)
+    high = ldexp(round(mantissa * 4096), exponent - 12)
+    wide = given.float()
+    gap = torch.sub(wide * high, up)
+    return gap if high == part.scale else gap.add_(wide, alpha=part.scale - high)
 
 
 def _root(value: Tensor) -> float:
