@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -100,8 +99,8 @@ def _placeholder(shape: tuple[int, ...], rank: int, mark: float = 0.0) -> LowRan
 def _keys(ranks: Sizes, kind: str, place: Layout) -> dict[str, tuple[Key, Key]]:
     """Names and shapes of the factors (down, up) of each layer in a file.
 
-    The dialect gives the names to placeholders of rank 1, whose values tell whose they are: dialects
-    that state one alpha for all layers scale factors where ranks differ, and those here must stay as they are.
+    The dialect gives the names to placeholders of rank 1, whose values tell whose they are. Where ranks
+    differ, dialects that state one alpha for all layers scale factors; those here must stay as they are.
     """
     marked = {path: _placeholder(shape, 1, 1.0 + i) for i, (path, (shape, _)) in enumerate(ranks.items())}
     order, found = list(ranks), dict[tuple[str, bool], Key]()
@@ -127,9 +126,7 @@ def _places(table: Sequence[Entry], begin: int) -> dict[str, int]:
     return places
 
 
-def _strings(
-    ranks: Sizes, base: str, name: str, kind: str, extra: Mapping[str, str]
-) -> dict[str, str]:
+def _strings(ranks: Sizes, base: str, name: str, kind: str, extra: Mapping[str, str]) -> dict[str, str]:
     whole = Adapter({path: _placeholder(*size) for path, size in ranks.items()}, base, name, extra)
     return {k: v for k, v in describe(whole, kind, True).items() if k not in HASH_KEYS}
 

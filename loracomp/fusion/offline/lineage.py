@@ -36,9 +36,9 @@ class Identities:
 
     def add(self, path: str, updates: Sequence[LowRank]) -> None:
         """Takes in one layer of each parent (rank 0 where a parent has none)."""
-        there = [(found, update) for found, update in zip(self._sketches, updates, strict=True) if update.rank]
-        for (found, _), values in zip(there, sketches(path, [update for _, update in there]), strict=True):
-            found.append((path, values))
+        there = [index for index, update in enumerate(updates) if update.rank]
+        for index, values in zip(there, sketches(path, [updates[index] for index in there]), strict=True):
+            self._sketches[index].append((path, values))
 
     def hashes(self) -> list[str]:
         """Sixteen hexadecimal digits per parent."""

@@ -159,9 +159,9 @@ def _title(base: str) -> str:
 def _fitted(parent: Parent, path: str, layer: LowRank | None, shape: tuple[int, ...]) -> LowRank:
     if layer is None:
         return zero(shape)
-    # Open files check the values that they read.
-    read = isinstance(parent, LayerFile)
-    if not (read or finite(layer.up) and finite(layer.down)) or not isfinite(layer.scale):
+    # Open files check what they read.
+    sound = isinstance(parent, LayerFile) or (finite(layer.up) and finite(layer.down))
+    if not sound or not isfinite(layer.scale):
         raise FormatError(f"{parent.name}: the layer {path} holds NaN or infinite values; train it again")
     if layer.weight_shape[0] != shape[0] or prod(layer.weight_shape[1:]) != prod(shape[1:]):
         why = f"{path} has the shape {layer.weight_shape}, elsewhere {shape}"

@@ -77,7 +77,7 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class _Weighed:
-    """One layer on the scale: inner products of the parents and the merged layer, and what was missed, squared."""
+    """One layer: inner products of the parents and the merged update, and what was missed, squared."""
 
     row: LayerReport
     table: Tensor
@@ -206,7 +206,7 @@ def _products(stack: LowRank, ranks: Sequence[int]) -> tuple[Tensor, list[Tensor
 
 
 def _gap(part: LowRank, up: Tensor) -> Tensor:
-    """What rounding did to a part's up in a stack: (rows, rank), float32, but right to its own last digits."""
+    """What rounding did to a part's up in a stack: (rows, rank), right to its own last digits."""
     given = part.up.flatten(1)
     if given.dtype.itemsize > 2 or up.dtype is not torch.float32:
         return (given.double() * part.scale - up).float()
