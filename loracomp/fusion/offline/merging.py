@@ -27,7 +27,7 @@ from loracomp.fusion.offline.report import Report, Scale
 from loracomp.lowrank import LowRank
 
 Progress = Callable[[int, int], None]
-_AHEAD = 4
+_AHEAD, _WEIGHERS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _streamed(
         settle(0)
         return strings(family, identities.hashes(), "merge", chosen.facts)
 
-    with ThreadPoolExecutor(1) as worker:
+    with ThreadPoolExecutor(_WEIGHERS) as worker:
         save_layers(
             _stacked_sizes(family),
             make,
