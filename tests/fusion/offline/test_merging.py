@@ -159,34 +159,6 @@ def test_streamed_files_are_what_would_be_saved(files: list[Path], tmp_path: Pat
     assert streamed.read_bytes() == without.read_bytes()
 
 
-@pytest.mark.parametrize("dialect", ["auto", "diffusers", "peft", "diffusers-old"])
-def test_streamed_layers_of_any_ranks_have_their_strength(tmp_path: Path, dialect: str) -> None:
-    """Ranks that are powers of two apart, which dialects with one alpha for all would scale by alphas."""
-    table, chosen = dict(modules("sd15")), (ENDINGS[:2], ENDINGS[:1], (ENDINGS[0], ENDINGS[2]))
-    adapters = [
-        random_adapter(table, endings, 4, 6.0, seed=seed, base="sd15") for seed, endings in enumerate(chosen)
-    ]
-    files = [save(one, tmp_path / f"{seed}.safetensors") for seed, one in enumerate(adapters)]
-    report = merge_files(files, tmp_path / "out.safetensors", WEIGHTS, "concat", dialect=dialect)
-    merged = load(tmp_path / "out.safetensors")
-    assert report.rank == 12 and min(row.rank for row in report.layers) == 4
-    for path, layer in merged.layers.items():
-        pairs = zip(WEIGHTS, adapters, strict=True)
-        exact = sum(w * one.layers[path].delta(torch.float64) for w, one in pairs if path in one.layers)
-        torch.testing.assert_close(layer.delta(torch.float64), exact, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_the_rounding_of_a_stack_is_measured_from_any_type(dtype: torch.dtype) -> None:
-    parents, weights = [one.to(dtype=dtype) for one in family()], [0.9, -0.6, 0.5]
-    merged, report = carried_out(plan(parents, weights, "concat"))
-    for row in report.layers:
-        exact = weighted(deltas(parents, row.path), weights)
-        gap = float((dense(merged, row.path) - exact).norm() / exact.norm())
-        assert 0 < gap < 1e-6
-        assert row.error == pytest.approx(gap, rel=0.3)
-
-
 def test_asking_for_layers_reads_none(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with LayerFile(files[1]) as opened:
 
