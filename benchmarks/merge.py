@@ -1,14 +1,16 @@
 """Merging five SDXL LoRAs by ``svd`` against PEFT's ``svd``, on the same processor in the same run.
 
-    python -m benchmarks.merge [--layers 2] [--threads 1]
+    python -m benchmarks.merge [--layers 2] [--threads 1] [--again concat]
 
 The adapters have random float16 factors of rank 32 on the 722 linear layers of the UNet's attention
 blocks. PEFT works on dense matrices and takes minutes to hours, so it gets ``--layers`` layers of each
 distinct shape, and its time is multiplied by the number of layers of that shape; loracomp merges the same
 layers (for the ratio per shape) and then all of them, from files to a file, with the time of each and the
-peak memory over the size of the inputs. ``concat`` is timed beside a plain copy of as many bytes.
+peak memory over the size of the inputs. ``concat`` takes turns with a plain copy of as many bytes, and the
+medians count. ``--again`` measures whole merges by some methods once more and keeps what else was recorded.
 
-Processor times, so that other work on the machine counts little. Writes ``benchmarks/results/merge.json``.
+Processor times where work is compared with work, so that other work on the machine counts little; its
+load is recorded. Writes ``benchmarks/results/merge.json``.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -121,31 +124,50 @@ def compare(adapters: list[Adapter], count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def child(folder: Path, method: str) -> dict[str, float]:
-    """What a process of its own measures of one merge of all layers from files to a file."""
+def child(folder: Path, method: str, turns: int) -> dict[str, Any]:
+    """What a process of its own measures of merges of all layers from files to a file."""
     files = sorted(folder.glob("*.safetensors"))
     rank: dict[str, Any] = {"rank": 32} if method == "svd" else {}
     merge_files(files[:1], folder / "warm.part", None, method, **rank)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    before, wall = resident("VmRSS"), time.perf_counter()
-    used = seconds(lambda: merge_files(files, folder / "out.part", WEIGHTS, method, **rank))
-    wall = time.perf_counter() - wall
+    before = resident("VmRSS")
     inputs = sum(file.stat().st_size for file in files)
-    written = (folder / "out.part").stat().st_size
+    out, copy = folder / "out.part", folder / "copy.part"
+    merges, copies = [], []
+    for _ in range(turns):
+        os.sync()
+        merges.append(timed(lambda: merge_files(files, out, WEIGHTS, method, **rank)))
+        memory, written = resident("VmHWM") - before, out.stat().st_size
+        os.sync()
+        copies.append(timed(lambda size=written: copied(files, copy, size)))  # type: ignore[misc]
+        out.unlink()
+    wall, copying = (statistics.median(wall for wall, _ in times) for times in (merges, copies))
     return {
-        "cpu_s": used,
+        "turns": turns,
+        "cpu_s": statistics.median(used for _, used in merges),
         "wall_s": wall,
-        "copy_wall_s": copied(files, folder / "copy.part", written),
+        "walls_s": [wall for wall, _ in merges],
+        "copy_cpu_s": statistics.median(used for _, used in copies),
+        "copy_wall_s": copying,
+        "copy_walls_s": [wall for wall, _ in copies],
+        "wall_to_copy": wall / copying,
+        "load_average": os.getloadavg()[0],
         "input_bytes": inputs,
         "output_bytes": written,
-        "memory_bytes": resident("VmHWM") - before,
-        "memory_to_input": (resident("VmHWM") - before) / inputs,
+        "memory_bytes": memory,
+        "memory_to_input": memory / inputs,
     }
 
 
-def copied(files: list[Path], target: Path, size: int) -> float:
-    """Seconds for reading all files and writing ``size`` bytes to the disk."""
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock and of the processor."""
     start = time.perf_counter()
+    used = seconds(work)
+    return time.perf_counter() - start, used
+
+
+def copied(files: list[Path], target: Path, size: int) -> None:
+    """Reads all files and writes ``size`` bytes to the disk."""
     blank = bytes(1 << 22)
     for file in files:
         with file.open("rb") as opened:
@@ -157,7 +179,21 @@ def copied(files: list[Path], target: Path, size: int) -> float:
         out.flush()
         os.fsync(out.fileno())
     target.unlink()
-    return time.perf_counter() - start
+
+
+def whole(methods: list[str], threads: int, turns: int) -> dict[str, Any]:
+    """Merges of all layers from files to a file, by method, each in a process of its own."""
+    result = {}
+    with tempfile.TemporaryDirectory() as place:
+        for index in range(len(WEIGHTS)):
+            save(sdxl(32, index), Path(place) / f"{index}.safetensors")
+        for method in methods:
+            command = [sys.executable, "-m", "benchmarks.merge", "--child", place, "--method", method]
+            command += ["--threads", str(threads), "--turns", str(turns if method == "concat" else 1)]
+            out = subprocess.run(command, check=True, capture_output=True, text=True)
+            result[method] = json.loads(out.stdout.splitlines()[-1])
+            print(method, out.stdout.splitlines()[-1], flush=True)
+    return result
 
 
 def main() -> None:
@@ -167,37 +203,34 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--child", type=Path)
     parser.add_argument("--method", default="svd")
+    parser.add_argument("--turns", type=int, default=5, help="merges by concat, and copies")
+    parser.add_argument("--again", nargs="+", choices=("svd", "concat"), help="measure these alone")
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
     if wanted.child:
-        print(json.dumps(child(wanted.child, wanted.method)))
+        print(json.dumps(child(wanted.child, wanted.method, wanted.turns)))
         return
-    adapters = [sdxl(32, seed) for seed in range(len(WEIGHTS))]
-    rows = compare(adapters, wanted.layers)
-    peft = sum(row["peft_s_per_layer"] * row["layers"] for row in rows)
-    result: dict[str, Any] = {
-        "adapters": len(WEIGHTS),
-        "rank": 32,
-        "layers": sum(row["layers"] for row in rows),
-        "threads": wanted.threads,
-        "shapes": rows,
-        "peft_cpu_s_extrapolated": peft,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-    }
-    with tempfile.TemporaryDirectory() as place:
-        for index, adapter in enumerate(adapters):
-            save(adapter, Path(place) / f"{index}.safetensors")
-        adapters.clear()
-        for method in ("svd", "concat"):
-            command = [sys.executable, "-m", "benchmarks.merge", "--child", place, "--method", method]
-            command += ["--threads", str(wanted.threads)]
-            out = subprocess.run(command, check=True, capture_output=True, text=True)
-            result[method] = json.loads(out.stdout.splitlines()[-1])
-            print(method, out.stdout.splitlines()[-1], flush=True)
+    result = json.loads(RESULT.read_text()) if wanted.again else against_peft(wanted.layers, wanted.threads)
+    result |= whole(wanted.again or ["svd", "concat"], wanted.threads, wanted.turns)
+    peft = result["peft_cpu_s_extrapolated"]
     result["svd_to_peft"] = result["svd"]["cpu_s"] / peft
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     ratio = f"{result['svd_to_peft']:.3f} of PEFT's time"
     print(f"svd: {result['svd']['cpu_s']:.0f} s against {peft:.0f} s, {ratio}")
+
+
+def against_peft(count: int, threads: int) -> dict[str, Any]:
+    """The layers of each shape by PEFT and by loracomp."""
+    rows = compare([sdxl(32, seed) for seed in range(len(WEIGHTS))], count)
+    return {
+        "adapters": len(WEIGHTS),
+        "rank": 32,
+        "layers": sum(row["layers"] for row in rows),
+        "threads": threads,
+        "shapes": rows,
+        "peft_cpu_s_extrapolated": sum(row["peft_s_per_layer"] * row["layers"] for row in rows),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+    }
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _HOMES = {
     "merge": "loracomp.fusion.offline",
     "open_adapter": "loracomp.library",
     "open_base": "loracomp.loading",
+    "own_layers": "loracomp.pipeline",
     "save": "loracomp.formats",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "merge",
     "open_adapter",
     "open_base",
+    "own_layers",
     "save",
 ]
 
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     from loracomp.library import open_adapter
     from loracomp.loading import open_base
     from loracomp.lowrank import LowRank
-    from loracomp.pipeline import Capacity, attach, compose, detach
+    from loracomp.pipeline import Capacity, attach, compose, detach, own_layers
     from loracomp.recipe import Recipe
 
 

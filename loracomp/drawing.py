@@ -126,12 +126,13 @@ def weighed(recipe: Recipe, strength: float) -> Recipe:
 
 
 def _weighed(use: Use, base: str, strength: float) -> Use:
-    adapter = open_adapter(use.source, modules=base_layers(base)[1])
+    known_base, own = base_layers(base)
+    adapter = open_adapter(use.source, modules=own)
     if adapter.accelerator is not None:
         return use
     if use.settings:
         raise UsageError(f"--strength goes with plain weights; write --lora {use.source}:{use.weight:g}")
-    known = recall(adapter, base, [find(use.source).parent])
+    known = recall(adapter, known_base or base, [find(use.source).parent])
     if known is None or known.effect is None:
         raise ResourceError(
             f"{use.source}: its effect on {base} is not measured; `loracomp profile {use.source} --effect`"

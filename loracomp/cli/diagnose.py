@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loracomp.adapter import Adapter
+    from loracomp.formats.native import Table
     from loracomp.fusion.interference import Block, Interference
 
 
@@ -31,7 +32,10 @@ def diagnose(
             help="Compare outputs on activations of the base too; by default where it ships with loracomp.",
         ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The base for --features; the adapters' own.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The base for --features, or whose layers adapters have; the adapters' own."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -44,9 +48,10 @@ def diagnose(
     from loracomp.recipe import parse_use
 
     uses = [parse_use(text, "adapter") for text in loras]
-    adapters = [open_adapter(use.source) for use in uses]
+    pipe, own = _own_base(base, features, device)
+    adapters = [open_adapter(use.source, modules=own) for use in uses]
     known = [recall(a, a.base, [find(u.source).parent]) for a, u in zip(adapters, uses, strict=True)]
-    seen = _features(adapters, features, base, device)
+    seen = _features(adapters, features, base, device, pipe)
     report = interference(
         adapters,
         [use.weight for use in uses],
@@ -71,8 +76,23 @@ def diagnose(
         typer.echo(out)
 
 
+def _own_base(base: str | None, features: bool | None, device: str) -> tuple[Any, Table | None]:
+    """The pipeline of a base that is no known name, None without features, and layers of its own."""
+    from loracomp.bases import BASES
+    from loracomp.formats import base_layers
+    from loracomp.loading import open_base
+    from loracomp.pipeline import own_layers
+
+    if base is None or base in BASES:
+        return None, None
+    if features is False:
+        return None, base_layers(base)[1]
+    pipe = open_base(base, device=device)
+    return pipe, own_layers(pipe)
+
+
 def _features(
-    adapters: list[Adapter], wanted: bool | None, base: str | None, device: str
+    adapters: list[Adapter], wanted: bool | None, base: str | None, device: str, pipe: Any
 ) -> dict[str, Tensor] | None:
     """Cosines of outputs, where the base is at hand or was asked for."""
     from loracomp.bases import BASES
@@ -83,7 +103,7 @@ def _features(
     here = name in BASES and asset_path(BASES[name]) is not None
     if wanted is False or (wanted is None and not here and base is None):
         return None
-    return feature_cosines(open_base(name, device=device), adapters)
+    return feature_cosines(open_base(name, device=device) if pipe is None else pipe, adapters)
 
 
 def report_values(report: Interference) -> dict[str, Any]:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def profile(
     loras: Annotated[list[str], typer.Argument(help="Names of shipped adapters, or files.")],
-    base: Annotated[str | None, typer.Option(help="Base to sample with; the adapters' own.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base to sample with: a name, folder or file; the adapters' own.")
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="What to draw; {words} stands for the trigger words; repeatable.")
     ] = None,
@@ -29,18 +31,26 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Measure what adapters do to the spectrum, and how their effect grows with their weight."""
+    from loracomp.bases import BASES
     from loracomp.library import find, open_adapter
     from loracomp.loading import open_base
+    from loracomp.pipeline import own_layers
     from loracomp.pipeline.profiling import profile as measure
     from loracomp.pipeline.sampling import SCENES, Setting
 
-    adapters = [(open_adapter(source), find(source).parent) for source in loras]
+    files = [find(source) for source in loras]
+    # Only an open base tells the layers of an architecture of its own; a known one is opened late.
+    pipe = open_base(base, device=device) if base is not None and base not in BASES else None
+    own = own_layers(pipe) if pipe is not None else None
+    adapters = [(open_adapter(str(file), modules=own), file.parent) for file in files]
     first = adapters[0][0]
     for adapter, _ in adapters:
         if adapter.base != first.base:
             raise BaseMismatchError(adapter.name, adapter.base, first.base)
     setting = Setting(tuple(prompt or SCENES), seeds, steps)
-    pipe, found = open_base(base or first.base, device=device), []
+    if pipe is None:
+        pipe = open_base(base or first.base, device=device)
+    found = []
     for adapter, folder in adapters:
         with steps_bar(f"profiling {adapter.name}", as_json, "run") as progress:
             known = measure(

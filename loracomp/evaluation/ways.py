@@ -2,6 +2,7 @@
 
 ``NAME`` or ``NAME:OPTION=VALUE,…`` is a live method. ``file-NAME`` is a merge method: the adapters become one
 adapter first, as ``loracomp merge`` would write it, and that one is attached; its options may hold ``rank``.
+What averages is attached with the sum of the weights, so that every file stands for the same sum.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Way:
         """The adapters to attach and their weights."""
         if not self.merger or len(adapters) < 2:
             return list(adapters), list(weights)
-        return [merge(adapters, weights, self.merger, **self.options)], [1.0]
+        strength = sum(weights) if MERGES[self.merger].averages else 1.0
+        return [merge(adapters, weights, self.merger, **self.options)], [strength]
 
 
 def way(method: str) -> Way:

@@ -101,6 +101,9 @@ class _Layers(Mapping[str, LowRank]):
     def __len__(self) -> int:
         return len(self._paths)
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._items  # the inherited one would read the layer
+
     def size(self, path: str) -> tuple[tuple[int, ...], int]:
         item = self._items[path]
         plain = item.algebra == "lora" and len(item.module.pieces) == 1

@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from math import isfinite
 from zlib import crc32
 
 import torch
 from torch import Tensor
+
+from loracomp.lowrank import LowRank
 
 PROBES = 4
 NUMBERS = 64
@@ -59,6 +62,20 @@ def probes(path: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """
     seed = crc32(path.encode())
     return _pool_part(seed % _SPREAD, rows), _pool_part(_POOL // 2 + seed // _SPREAD % _SPREAD, columns)
+
+
+def sketches(path: str, layers: Sequence[LowRank]) -> list[tuple[float, ...]]:
+    """The four numbers uᵀ ΔW v of each of some updates of one layer, summed in float32 where that can."""
+    left, right = probes(path, layers[0].up.shape[0], layers[0].down[0].numel())
+    for dtype in (torch.float32, torch.float64):
+        u, v = left.to(dtype), right.to(dtype)
+        first = torch.cat([u @ layer.up.flatten(1).to(dtype) for layer in layers], dim=1)
+        second = torch.cat([v @ layer.down.flatten(1).to(dtype).T for layer in layers], dim=1)
+        products = (first.double() * second).split([layer.rank for layer in layers], 1)
+        found = [tuple((part.sum(1) * x.scale).tolist()) for part, x in zip(products, layers, strict=True)]
+        if all(isfinite(value) for values in found for value in values):
+            break
+    return found
 
 
 def sketch_rows(left: Tensor, block: Tensor, right: Tensor) -> Tensor:

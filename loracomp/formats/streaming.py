@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from loracomp.adapter import Adapter
 from loracomp.bases import BASES
 from loracomp.errors import UsageError
 from loracomp.formats.dialects import DIALECTS
 from loracomp.formats.hashing import legacy_hash
-from loracomp.formats.health import finite
 from loracomp.formats.metadata import HASH_KEYS, describe, with_hashes
 from loracomp.formats.names import Layout, kohya_names, layout
+from loracomp.formats.output import Output, read
 from loracomp.formats.writing import default_dialect, header_bytes, replacing
 from loracomp.lowrank import LowRank
 
-_CHUNK = 1 << 26
 Entry = tuple[str, torch.dtype, tuple[int, ...]]
+Key = tuple[str, tuple[int, ...]]
+Sizes = Mapping[str, tuple[tuple[int, ...], int]]
 
 
 def save_layers(
-    ranks: Mapping[str, tuple[tuple[int, ...], int]],
+    ranks: Sizes,
     make: Callable[[str], LowRank],
     path: str | os.PathLike[str],
     *,
@@ -59,24 +58,20 @@ def save_layers(
     target = Path(path)
     kind = default_dialect(base) if dialect == "auto" else dialect
     place = layout(base, None if base in BASES else {path: shape for path, (shape, _) in ranks.items()})
-    chunks = list(_chunks(ranks, dtype))
-    table = [entry for paths in chunks for entry in _planned(paths, ranks, kind, place, dtype)]
-    table.sort()
+    keys = _keys(ranks, kind, place)
+    table = sorted((key, dtype, shape) for pair in keys.values() for key, shape in pair)
     strings = _strings(ranks, base, name, kind, metadata())
-    blank = with_hashes(strings, "0" * 64, "0" * 8)
-    begin = len(header_bytes(table, blank))
+    begin = len(header_bytes(table, with_hashes(strings, "0" * 64, "0" * 8)))
     places = _places(table, begin)
     with replacing(target) as file:
-        for paths in chunks:
-            part = Adapter({path: make(path) for path in paths}, base, name)
-            for key, values in _factors(part, kind, place).items():
-                file.seek(places[key])
-                file.write(_bytes(key, values, dtype, name))
-        file.flush()
+        with Output(file.fileno(), places, name) as out:
+            for path in sorted(ranks, key=lambda path: min(places[key] for key, _ in keys[path])):
+                layer = make(path)
+                for (key, _), values in zip(keys[path], (layer.down, layer.up), strict=True):
+                    out.put(key, values.detach().to("cpu", dtype).contiguous())
+            content = out.content_hash()
         strings = _strings(ranks, base, name, kind, metadata())
-        final = with_hashes(
-            strings, _hashed(file.fileno(), begin), _legacy(file.fileno(), begin, table, strings)
-        )
+        final = with_hashes(strings, content, _legacy(file.fileno(), begin, table, strings))
         header = header_bytes(table, final)
         if len(header) != begin:
             raise ValueError("metadata that change their length while the file is written")
@@ -94,43 +89,32 @@ def can_stream(ranks: Mapping[str, object], base: str, dialect: str = "auto") ->
     return not any(len(m.pieces) > 1 and any(p.path in ranks for p in m.pieces) for m in modules)
 
 
-def _chunks(ranks: Mapping[str, tuple[tuple[int, ...], int]], dtype: torch.dtype) -> Iterator[list[str]]:
-    """Paths whose factors together fill about 64 MiB."""
-    paths: list[str] = []
-    size = 0
-    for path, (shape, rank) in sorted(ranks.items()):
-        paths.append(path)
-        size += rank * (shape[0] + torch.Size(shape[1:]).numel()) * dtype.itemsize
-        if size >= _CHUNK:
-            yield paths
-            paths, size = [], 0
-    if paths:
-        yield paths
-
-
-def _placeholder(shape: tuple[int, ...], rank: int) -> LowRank:
-    """A layer of a shape and rank that takes no memory."""
+def _placeholder(shape: tuple[int, ...], rank: int, mark: float = 0.0) -> LowRank:
+    """A layer of a shape and rank that takes no memory; down holds ``mark`` alone, up its opposite."""
     tail = (1,) * (len(shape) - 2)
-    number = torch.zeros(())
-    return LowRank(number.expand(rank, *shape[1:]), number.expand(shape[0], rank, *tail))
+    down, up = torch.tensor(mark), torch.tensor(-mark)
+    return LowRank(down.expand(rank, *shape[1:]), up.expand(shape[0], rank, *tail))
 
 
-def _factors(part: Adapter, kind: str, place: Layout) -> dict[str, Tensor]:
-    """Named factors of some layers; no alphas, which only all layers together decide."""
-    tensors = DIALECTS[kind](part, place)
-    return {key: values for key, values in tensors.items() if not key.endswith(".alpha")}
+def _keys(ranks: Sizes, kind: str, place: Layout) -> dict[str, tuple[Key, Key]]:
+    """Names and shapes of the factors (down, up) of each layer in a file.
 
-
-def _planned(
-    paths: Sequence[str],
-    ranks: Mapping[str, tuple[tuple[int, ...], int]],
-    kind: str,
-    place: Layout,
-    dtype: torch.dtype,
-) -> Iterator[Entry]:
-    part = Adapter({path: _placeholder(*ranks[path]) for path in paths}, place.base)
-    for key, values in _factors(part, kind, place).items():
-        yield key, dtype, tuple(values.shape)
+    The dialect gives the names to placeholders of rank 1, whose values tell whose they are. Where ranks
+    differ, dialects that state one alpha for all layers scale factors; those here must stay as they are.
+    """
+    marked = {path: _placeholder(shape, 1, 1.0 + i) for i, (path, (shape, _)) in enumerate(ranks.items())}
+    order, found = list(ranks), dict[tuple[str, bool], Key]()
+    for key, values in DIALECTS[kind](Adapter(marked, place.base), place).items():
+        if key.endswith(".alpha"):
+            continue
+        mark = float(values.flatten()[0])
+        path, is_up = order[int(abs(mark)) - 1], mark < 0
+        rank, sizes = ranks[path][1], tuple(values.shape)
+        shape = (sizes[0], rank, *sizes[2:]) if is_up else (rank, *sizes[1:])
+        found[path, is_up] = key, shape
+    if len(found) != 2 * len(ranks):
+        raise UsageError(f"{kind} fuses layers of {place.base}; write the diffusers dialect")
+    return {path: (found[path, False], found[path, True]) for path in ranks}
 
 
 def _places(table: Sequence[Entry], begin: int) -> dict[str, int]:
@@ -142,35 +126,9 @@ def _places(table: Sequence[Entry], begin: int) -> dict[str, int]:
     return places
 
 
-def _strings(
-    ranks: Mapping[str, tuple[tuple[int, ...], int]],
-    base: str,
-    name: str,
-    kind: str,
-    extra: Mapping[str, str],
-) -> dict[str, str]:
+def _strings(ranks: Sizes, base: str, name: str, kind: str, extra: Mapping[str, str]) -> dict[str, str]:
     whole = Adapter({path: _placeholder(*size) for path, size in ranks.items()}, base, name, extra)
     return {k: v for k, v in describe(whole, kind, True).items() if k not in HASH_KEYS}
-
-
-def _bytes(key: str, values: Tensor, dtype: torch.dtype, name: str) -> memoryview:
-    rounded = values.detach().to("cpu", dtype).contiguous().flatten()
-    if not finite(rounded):
-        raise UsageError(f"{name}: the tensor {key!r} does not fit into {dtype}; mend it or use float32")
-    return memoryview(rounded.view(torch.uint8).numpy().data)
-
-
-def _read(handle: int, begin: int, chunk: int = 1 << 22) -> Iterator[bytes]:
-    while part := os.pread(handle, chunk, begin):
-        yield part
-        begin += len(part)
-
-
-def _hashed(handle: int, begin: int) -> str:
-    state = hashlib.sha256()
-    for part in _read(handle, begin):
-        state.update(part)
-    return state.hexdigest()
 
 
 def _legacy(handle: int, begin: int, table: Sequence[Entry], strings: Mapping[str, str]) -> str:
@@ -178,6 +136,6 @@ def _legacy(handle: int, begin: int, table: Sequence[Entry], strings: Mapping[st
 
     def chunks() -> Iterator[bytes]:
         yield header_bytes(table, {key: value for key, value in strings.items() if key.startswith("ss_")})
-        yield from _read(handle, begin)
+        yield from read(handle, begin)
 
     return legacy_hash(chunks())

@@ -49,10 +49,7 @@ def read(
     for key in keys:
         if not (kind := source.tensors[key].dtype).is_floating_point:
             raise UnusableError(f"the tensor {printable(key)!r} holds {kind}, no fractions")
-    if check:
-        values = [source.tensor(key) for key in keys]
-    else:
-        values = source.together(keys, item.keys.get("alpha", ""))
+    values = source.side_by_side(keys) if check else source.together(keys, item.keys.get("alpha", ""))
     factors = dict(zip(roles, values, strict=True))
     if check:
         check_finite(item, factors)

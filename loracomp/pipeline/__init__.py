@@ -7,7 +7,14 @@ loracomp.detach(pipe)
 
 from loracomp.pipeline.attachment import Attachment, Capacity, attach, detach
 from loracomp.pipeline.composing import StepCallback, compose
-from loracomp.pipeline.layers import base_of, denoiser_of, layers_of, weight_shape, weights_of
+from loracomp.pipeline.layers import (
+    base_of,
+    denoiser_of,
+    layers_of,
+    own_layers,
+    weight_shape,
+    weights_of,
+)
 
 __all__ = [
     "Attachment",
@@ -19,6 +26,7 @@ __all__ = [
     "denoiser_of",
     "detach",
     "layers_of",
+    "own_layers",
     "weight_shape",
     "weights_of",
 ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loracomp.adapter import Adapter
+from loracomp.bases import BASES
 from loracomp.errors import FormatError, UsageError
 from loracomp.fusion.effect import EffectCurve
 from loracomp.fusion.spectra import FrequencyProfile
@@ -80,6 +81,9 @@ def cache_folder() -> Path:
 def recall(adapter: Adapter, base: str, folders: Iterable[Path] = ()) -> Measured | None:
     """What is known of an adapter on a base; None where nothing is.
 
+    Bases with an architecture of their own go by various names (their folder, their pipeline's class), so
+    those count as one: an adapter fits one architecture only.
+
     Args:
         adapter: The adapter.
         base: Name of the base.
@@ -94,7 +98,8 @@ def recall(adapter: Adapter, base: str, folders: Iterable[Path] = ()) -> Measure
                 found = Measured.from_json(file.read_text(encoding="utf-8"))
             except (OSError, UnicodeError, FormatError) as error:
                 raise FormatError(f"{file}: {error}; delete it and measure again") from error
-            if found.base == base and found.digest == adapter.digest:
+            same = found.base == base or not {found.base, base} & BASES.keys()
+            if same and found.digest == adapter.digest:
                 return found
     return None
 

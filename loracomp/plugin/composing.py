@@ -13,22 +13,29 @@ from loracomp.fusion.regions import Masks
 from loracomp.fusion.syntax import Term, parse_term
 from loracomp.fusion.variants import program_of
 from loracomp.library import open_adapter
-from loracomp.pipeline import attach
+from loracomp.pipeline import attach, own_layers
 
 Named = Sequence[Adapter | str]
 """Adapters, or names and files in the short syntax (``style.safetensors:0.8@0.3..1``)."""
 Programs = Program | str | Sequence[Program]
 
 
-def opened(adapters: Named, program: Programs) -> tuple[list[Adapter], Programs]:
+def opened(pipe: Any, adapters: Named, program: Programs) -> tuple[list[Adapter], Programs]:
     """The adapters, read where they are named, and the program with the strengths that the names say.
+
+    Args:
+        pipe: The pipeline; files for an architecture of its own are read by its layers.
+        adapters: Adapters, names and files.
+        program: A program, or the name of a method.
 
     Raises:
         UsageError: A name that cannot be understood, or strengths beside a program that has its own.
     """
     terms = [parse_term(named, "adapters:") if isinstance(named, str) else None for named in adapters]
+    own = own_layers(pipe) if any(terms) else None
     found = [
-        open_adapter(term.source) if term else named for term, named in zip(terms, adapters, strict=True)
+        open_adapter(term.source, modules=own) if term else named
+        for term, named in zip(terms, adapters, strict=True)
     ]
     ready = [adapter for adapter in found if isinstance(adapter, Adapter)]
     if not isinstance(program, str):
@@ -57,7 +64,7 @@ class Composing:
         ) -> Any:
             if not adapters:
                 return plain(self, *args, **settings)
-            with attach(self, *opened(adapters, program), masks=masks):
+            with attach(self, *opened(self, adapters, program), masks=masks):
                 return plain(self, *args, **settings)
 
         cls.__call__ = call  # type: ignore[method-assign]

@@ -44,7 +44,8 @@ class AdaptersStep(ModularPipelineBlocks):
         asked = self.get_block_state(state)
         detach(components)
         if asked.adapters:
-            attachment = attach(components, *opened(asked.adapters, asked.program), masks=asked.masks)
+            ready = opened(components, asked.adapters, asked.program)
+            attachment = attach(components, *ready, masks=asked.masks)
             if not _reads_alike(attachment):
                 detach(components)
                 raise UsageError(

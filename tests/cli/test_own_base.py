@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from commandline import Run
 from PIL import Image
-from tiny import KINDS, layer_table, random_adapter, tiny_pipeline
+from tiny import KINDS, layer_table, random_adapter, run, tiny_pipeline
 
+from loracomp.errors import FormatError
 from loracomp.formats import base_layers, load, save
+from loracomp.fusion.effect import EffectCurve
+from loracomp.library import open_adapter
 from loracomp.lowrank import distance, norm
+from loracomp.pipeline import attach, own_layers
+from loracomp.pipeline.features import feature_cosines
+from loracomp.plugin.composing import Composing, opened
 from loracomp.recipe import read_recipe
 
 QUICK = ("--steps", 2, "--seed", 7, "--size", 32)
@@ -91,6 +98,87 @@ def test_doctor_convert_and_merge_know_the_layers_in_the_folder(
     both = load(merged, modules=table)
     for path, layer in first.layers.items():
         assert distance(layer.scaled(1.5), both.layers[path]) <= 1e-3 * norm(layer)
+
+
+def test_profile_and_diagnose_know_the_layers_in_the_folder(
+    loracomp: Run, base: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORACOMP_CACHE", str(tmp_path / "cache"))
+    table = layer_table(tiny_pipeline("sd15"))
+    other = save(random_adapter(table, size=0.3), tmp_path / "other.safetensors", modules=table)
+    quick = ("--steps", 2, "--seeds", 2, "--prompt", "{words} paper")
+    done = loracomp("profile", trained, other, "--base", base, "--effect", *quick, "--json")
+    assert done.code == 0, done.err
+    known = json.loads(done.out)["adapters"]
+    assert [one["name"] for one in known] == ["paper", "other"]
+    assert all(one["effect"] and one["frequency"] for one in known)
+    assert len(list(tmp_path.glob("*.measured.json"))) == 2
+
+    reports = {}
+    for features in ("--features", "--no-features"):
+        words = (f"{trained}:0.5", other, "--base", base, features, "--json")
+        done = loracomp("diagnose", *words)
+        assert done.code == 0, done.err
+        reports[features] = json.loads(done.out)
+        assert reports[features]["weights"] == [0.5, 1.0]
+        assert reports[features]["bands"] == [one["frequency"]["band"] for one in known]
+    pipe = tiny_pipeline("sd15")
+    cosines = feature_cosines(pipe, [load(file, modules=table) for file in (trained, other)])
+    seen = [block["features"][0] for block in reports["--features"]["blocks"] if block["features"][0]]
+    assert seen and cosines and all(0 < value <= 1 for value in seen)
+    assert all(block["features"] is None for block in reports["--no-features"]["blocks"])
+
+    drawing = ("compose", "paper", "--lora", other, "--base", base, "--strength", 0.5, *QUICK)
+    done = loracomp(*drawing, "--out", tmp_path / "half.png", "--json")
+    assert done.code == 0, done.err
+    weight = json.loads(done.out)["images"][0]["recipe"]["uses"][0]["weight"]
+    curve = EffectCurve.from_parts(known[1]["effect"])
+    assert weight == pytest.approx(curve.share(0.5, 1.0), abs=1e-4)
+
+
+def test_profile_and_diagnose_refuse_what_does_not_fit(
+    loracomp: Run, base: Path, trained: Path, tmp_path: Path
+) -> None:
+    table = layer_table(tiny_pipeline("sd3"))
+    other = save(random_adapter(table), tmp_path / "other.safetensors", modules=table)
+    for words in (("profile", other), ("diagnose", trained, other), ("diagnose", trained, "mono")):
+        for more in ((), ("--no-features",)) if words[0] == "diagnose" else ((),):
+            done = loracomp(*words, "--base", base, *more)
+            assert done.code == 4 and done.line.count("\n") == 0, done.err
+    assert loracomp("profile", trained).code == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_custom_pipeline_opens_files_of_its_own_architecture(kind: str, tmp_path: Path) -> None:
+    plain = tiny_pipeline(kind)
+    table = layer_table(plain)
+    files = [
+        save(random_adapter(table, seed=seed, size=0.3), tmp_path / f"{seed}.safetensors", modules=table)
+        for seed in (1, 2)
+    ]
+    pipe = type("Own", (Composing, type(plain)), {})(**plain.components)
+    pipe.set_progress_bar_config(disable=True)
+    ready = [open_adapter(str(file), modules=own_layers(pipe)) for file in files]
+    with attach(pipe, ready, "merge", [1.0, 0.5]):
+        expected = run(pipe, num_inference_steps=2)
+    drawn = run(pipe, num_inference_steps=2, adapters=[str(files[0]), f"{files[1]}:0.5"])
+    torch.testing.assert_close(drawn, expected)
+    assert not torch.allclose(drawn, run(pipe, num_inference_steps=2), atol=1e-3)
+
+
+def test_a_modular_pipeline_opens_files_of_its_own_architecture(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionXLAutoBlocks
+
+    tiny = tiny_pipeline("sdxl")
+    table = layer_table(tiny)
+    file = save(random_adapter(table, ("to_q",)), tmp_path / "own.safetensors", modules=table)
+    pipe = StableDiffusionXLAutoBlocks().init_pipeline()
+    parts = {name: part for name, part in tiny.components.items() if name in pipe.components}
+    pipe.update_components(**{name: part for name, part in parts.items() if part is not None})
+    (found,), _ = opened(pipe, [str(file)], "merge")
+    assert found.layers.keys() == {path for path in table if path.endswith("to_q")}
+    with pytest.raises(FormatError):
+        open_adapter(str(file))
 
 
 def test_a_lora_of_another_architecture_is_refused(loracomp: Run, base: Path, tmp_path: Path) -> None:

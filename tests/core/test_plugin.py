@@ -32,7 +32,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
-    def opener(source: str, base: str | None = None) -> Adapter:
+    def opener(source: str, base: str | None = None, modules: Any = None) -> Adapter:
         return ADAPTERS["sdxl", Path(source).stem]
 
     for home in ("loracomp.library.open_adapter", "loracomp.plugin.composing.open_adapter"):
@@ -139,14 +139,15 @@ def test_a_modular_pipeline_refuses_what_it_cannot_read() -> None:
 
 
 def test_named_adapters_bring_their_strengths() -> None:
-    ready, program = opened(["cat", ADAPTERS["sdxl", "dog"], "watercolor:0.5"], "switch")
+    pipe = tiny_pipeline("sdxl")
+    ready, program = opened(pipe, ["cat", ADAPTERS["sdxl", "dog"], "watercolor:0.5"], "switch")
     assert [adapter.name for adapter in ready] == ["cat", "dog", "watercolor"]
     assert program == Program("switch", (1.0, 1.0, 0.5), {})
     own = Program("merge", (0.3,))
-    assert opened(["cat"], own)[1] is own
+    assert opened(pipe, ["cat"], own)[1] is own
     with pytest.raises(UsageError, match="the program has the strengths already; name cat alone"):
-        opened(["cat:0.5"], own)
+        opened(pipe, ["cat:0.5"], own)
     with pytest.raises(UsageError, match=r"adapters: cat:x: weight 'x' is not a number \(column 5\)"):
-        opened(["cat:x"], "merge")
+        opened(pipe, ["cat:x"], "merge")
     with pytest.raises(UnknownNameError, match="unknown kind of pipeline 'sd2'"):
         custom_pipeline("sd2")

@@ -34,6 +34,23 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+@pytest.mark.parametrize("types", [(0, 0), (0, 1), (1, 0)])
+@pytest.mark.parametrize("apart", [False, True])
+def test_neighbors_in_memory_of_their_own(tmp_path: Path, types: tuple[int, int], apart: bool) -> None:
+    """Tensors that touch, of one type or of two, where the second need not lie at a multiple of its size."""
+    kinds = [(torch.float16, torch.float32)[number] for number in types]
+    tensors = [("a", drawn((3, 5), kinds[0], 1)), ("c", drawn((1,), kinds[0], 3))]
+    tensors.insert(1 + apart, ("b", drawn((5, 3), kinds[1], 2)))
+    path = tmp_path / "a.safetensors"
+    written(path, tensors)
+    with Source(path) as source:
+        first, second = source.side_by_side(["a", "b"])
+        kept = first.clone()
+        source.side_by_side(["b", "c"] if not apart else ["c", "b"])
+        assert torch.equal(first, kept) and torch.equal(first, dict(tensors)["a"])
+        assert torch.equal(second, dict(tensors)["b"])
+
+
 @pytest.mark.parametrize("dtype", FRACTIONS, ids=str)
 @pytest.mark.parametrize("alpha", [torch.float32, torch.float16, torch.bfloat16, torch.int64], ids=str)
 def test_a_module_in_one_go(tmp_path: Path, dtype: torch.dtype, alpha: torch.dtype) -> None:

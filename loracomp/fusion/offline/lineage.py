@@ -18,9 +18,7 @@ from typing import Any
 
 from loracomp import __version__
 from loracomp.adapter import Acceleration
-from loracomp.formats.measure import measure
-from loracomp.formats.native import whole
-from loracomp.formats.sketches import canonical_hash, fingerprint
+from loracomp.formats.sketches import canonical_hash, fingerprint, sketches
 from loracomp.fusion.offline.parents import Family
 from loracomp.lowrank import LowRank
 
@@ -38,10 +36,9 @@ class Identities:
 
     def add(self, path: str, updates: Sequence[LowRank]) -> None:
         """Takes in one layer of each parent (rank 0 where a parent has none)."""
-        for found, update in zip(self._sketches, updates, strict=True):
-            if update.rank:
-                module = whole(path, update.weight_shape)
-                found += [(path, part.sketch) for part in measure(update, module)]
+        there = [index for index, update in enumerate(updates) if update.rank]
+        for index, values in zip(there, sketches(path, [updates[index] for index in there]), strict=True):
+            self._sketches[index].append((path, values))
 
     def hashes(self) -> list[str]:
         """Sixteen hexadecimal digits per parent."""

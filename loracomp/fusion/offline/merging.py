@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from loracomp.fusion.offline.report import Report, Scale
 from loracomp.lowrank import LowRank
 
 Progress = Callable[[int, int], None]
+_AHEAD, _WEIGHERS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -198,24 +200,24 @@ def _streamed(
     name: str | None,
     progress: Progress | None,
 ) -> Report:
-    """A stacked merge that holds one layer of all parents at a time, and is weighed while it is written."""
+    """A stacked merge that holds few layers of all parents at a time, and is weighed while it is written."""
     family = chosen.family
     identities, scale = Identities(len(family.parents)), _scale(chosen)
     done: list[str] = []
-    weighing: list[Future[None]] = []
+    weighing: deque[Future[None]] = deque()
 
     def weigh(site: Site, layer: LowRank) -> None:
         identities.add(site.path, site.updates)
         scale.add(site, layer)
 
-    def settle() -> None:
-        if weighing:
-            weighing.pop().result()
+    def settle(left: int) -> None:
+        while len(weighing) > left:
+            weighing.popleft().result()
 
     def make(path: str) -> LowRank:
         site = family.site(path)
         layer = chosen.layer(site)
-        settle()
+        settle(_AHEAD)
         weighing.append(worker.submit(weigh, site, layer))
         done.append(path)
         if progress:
@@ -223,10 +225,10 @@ def _streamed(
         return layer
 
     def header() -> dict[str, str]:
-        settle()
+        settle(0)
         return strings(family, identities.hashes(), "merge", chosen.facts)
 
-    with ThreadPoolExecutor(1) as worker:
+    with ThreadPoolExecutor(_WEIGHERS) as worker:
         save_layers(
             _stacked_sizes(family),
             make,

@@ -14,6 +14,7 @@ import torch
 from loracomp.bases import BASES
 from loracomp.errors import BaseMismatchError, FormatError, UsageError
 from loracomp.formats.health import finite
+from loracomp.formats.layerfile import LayerFile
 from loracomp.formats.updates import shaped
 from loracomp.lowrank import LowRank, norm, zero
 
@@ -158,7 +159,9 @@ def _title(base: str) -> str:
 def _fitted(parent: Parent, path: str, layer: LowRank | None, shape: tuple[int, ...]) -> LowRank:
     if layer is None:
         return zero(shape)
-    if not finite(layer.up) or not finite(layer.down) or not isfinite(layer.scale):
+    # Open files check what they read.
+    sound = isinstance(parent, LayerFile) or (finite(layer.up) and finite(layer.down))
+    if not sound or not isfinite(layer.scale):
         raise FormatError(f"{parent.name}: the layer {path} holds NaN or infinite values; train it again")
     if layer.weight_shape[0] != shape[0] or prod(layer.weight_shape[1:]) != prod(shape[1:]):
         why = f"{path} has the shape {layer.weight_shape}, elsewhere {shape}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import frexp, ldexp
 from typing import Any
 
 import torch
@@ -73,6 +75,16 @@ class Report:
         return asdict(self) | {"rank": self.rank}
 
 
+@dataclass(frozen=True, eq=False)
+class _Weighed:
+    """One layer: inner products of the parents and the merged update, and what was missed, squared."""
+
+    row: LayerReport
+    table: Tensor
+    missed: float
+    naive: float
+
+
 class Scale:
     """Weighs merged layers against the exact sums, one by one.
 
@@ -84,9 +96,8 @@ class Scale:
 
     def __init__(self, family: Family, *, naive: bool = False, stacks: bool = False) -> None:
         self._family, self._naive, self._stacks = family, naive, stacks
-        self._rows: list[LayerReport] = []
-        self._sums = torch.zeros(len(family.parents) + 1, len(family.parents) + 1, dtype=torch.float64)
-        self._missed = self._naive_missed = 0.0
+        # By path, since the sums below must not depend on the order in which layers come.
+        self._weighed: dict[str, _Weighed] = {}
 
     def add(self, site: Site, layer: LowRank) -> None:
         """Takes in one layer and its merged update."""
@@ -101,40 +112,42 @@ class Scale:
                 # Gram matrices cancel here to their last digits.
                 missed = distance(layer, _sum(site))
         norm, size = _root(weights @ table @ weights), _root(table[-1, -1])
-        self._rows.append(
-            LayerReport(site.path, layer.rank, norm, _ratio(size, norm, 1.0), _ratio(missed, norm, 0.0))
-        )
-        self._sums += table
-        self._missed += missed**2
-        if self._naive:
-            self._naive_missed += distance(naive_average(site), _sum(site)) ** 2
+        row = LayerReport(site.path, layer.rank, norm, _ratio(size, norm, 1.0), _ratio(missed, norm, 0.0))
+        naive = distance(naive_average(site), _sum(site)) ** 2 if self._naive else 0.0
+        self._weighed[site.path] = _Weighed(row, table, missed**2, naive)
 
     def report(self, method: str) -> Report:
         """The whole merge."""
         weights = torch.tensor(self._family.weights, dtype=torch.float64)
-        norm = sum(row.norm**2 for row in self._rows) ** 0.5
+        layers = [self._weighed[path] for path in sorted(self._weighed)]
+        blank = torch.zeros(len(weights) + 1, len(weights) + 1, dtype=torch.float64)
+        sums = torch.stack([blank, *(one.table for one in layers)]).sum(0)
+        norm = sum(one.row.norm**2 for one in layers) ** 0.5
+        missed, naive = sum(one.missed for one in layers) ** 0.5, sum(one.naive for one in layers) ** 0.5
         return Report(
             method=method,
             base=self._family.base,
             adapters=tuple(parent.name for parent in self._family.parents),
             weights=self._family.weights,
-            layers=tuple(self._rows),
-            size=_ratio(_root(self._sums[-1, -1]), norm, 1.0),
-            error=_ratio(self._missed**0.5, norm, 0.0),
-            kept=self._kept(weights),
-            naive_error=_ratio(self._naive_missed**0.5, norm, 0.0) if self._naive else None,
+            layers=tuple(one.row for one in layers),
+            size=_ratio(_root(sums[-1, -1]), norm, 1.0),
+            error=_ratio(missed, norm, 0.0),
+            kept=_kept(sums, weights),
+            naive_error=_ratio(naive, norm, 0.0) if self._naive else None,
         )
 
-    def _kept(self, weights: Tensor) -> tuple[float | None, ...]:
-        parents, merged = self._sums[:-1, :-1], self._sums[:-1, -1]
-        # Unit columns, so that quiet adapters count as much as loud ones in what is singular.
-        sizes = parents.diagonal().clamp(min=0).sqrt()
-        unit = torch.where(sizes > 0, 1 / sizes, 0.0)
-        gap = (merged - parents @ weights) * unit
-        shift = torch.linalg.pinv(parents * unit * unit[:, None], rtol=1e-9, hermitian=True) @ gap * unit
-        there = [bool(size > 0 and weight != 0) for size, weight in zip(sizes, weights, strict=True)]
-        shares = 1 + shift / torch.where(weights == 0, 1.0, weights)
-        return tuple(float(share) if on else None for share, on in zip(shares, there, strict=True))
+
+def _kept(sums: Tensor, weights: Tensor) -> tuple[float | None, ...]:
+    """See :class:`Report`, from the inner products of all layers together."""
+    parents, merged = sums[:-1, :-1], sums[:-1, -1]
+    # Unit columns, so that quiet adapters count as much as loud ones in what is singular.
+    sizes = parents.diagonal().clamp(min=0).sqrt()
+    unit = torch.where(sizes > 0, 1 / sizes, 0.0)
+    gap = (merged - parents @ weights) * unit
+    shift = torch.linalg.pinv(parents * unit * unit[:, None], rtol=1e-9, hermitian=True) @ gap * unit
+    there = [bool(size > 0 and weight != 0) for size, weight in zip(sizes, weights, strict=True)]
+    shares = 1 + shift / torch.where(weights == 0, 1.0, weights)
+    return tuple(float(share) if on else None for share, on in zip(shares, there, strict=True))
 
 
 def naive_average(site: Site) -> LowRank:
@@ -158,21 +171,52 @@ def _sum(site: Site) -> LowRank:
 def _stacked(site: Site, layer: LowRank, weights: Tensor) -> tuple[Tensor, float]:
     """Inner products of the updates and their stack, and ‖M - S‖ from what rounding did to each part.
 
-    Rounding errors of different parents are independent, so their squares are added.
+    Rounding errors of different parents are independent, so their squares are added. Parents of weight 0
+    have no part in the stack and count as zero.
     """
-    parents = inner_products(site.updates, torch.float32)
+    ranks = [part.rank for part in site.parts]
+    products, grams = _products(layer if layer.down.dtype.itemsize >= 4 else _sum(site), ranks)
+    inverse = torch.where(weights[:-1] == 0, 0.0, 1 / weights[:-1])
+    parents = products * inverse * inverse[:, None]
     grown = torch.cat([torch.eye(len(parents), dtype=torch.float64), weights[None, :-1]])
     table = grown @ parents @ grown.T
-    ranks = [part.rank for part in site.parts]
     ups, downs = layer.up.flatten(1).split(ranks, 1), layer.down.flatten(1).split(ranks)
     squares = 0.0
-    for part, up, down in zip(site.parts, ups, downs, strict=True):
+    for part, up, down, gram in zip(site.parts, ups, downs, grams, strict=True):
         lossless = torch.promote_types(part.down.dtype, down.dtype) == down.dtype
         if not lossless or not torch.equal(down, part.down.flatten(1).to(down.dtype)):
             return table, distance(layer, _sum(site))
-        gap = up.double().sub_(part.up.flatten(1).double(), alpha=part.scale).float()
-        squares += max(float(((gap.T @ gap) * (down @ down.T)).sum()), 0.0) if bool(gap.any()) else 0.0
+        gap = _gap(part, up)
+        squares += max(float(((gap.T @ gap) * gram).sum()), 0.0)
     return table, squares**0.5
+
+
+def _products(stack: LowRank, ranks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """Inner products of the parts of a stack (n, n), float64, and the Gram matrix of each part's down."""
+    up, down = stack.up.flatten(1).float(), stack.down.flatten(1).float()
+    owners = torch.eye(len(ranks), dtype=torch.float64).repeat_interleave(torch.tensor(ranks), dim=0)
+    table, grams, stop = torch.zeros(len(ranks), len(ranks), dtype=torch.float64), [], 0
+    for index, rank in enumerate(ranks):
+        start, stop = stop, stop + rank
+        rows = down[:stop] @ down[start:stop].T
+        grams.append(rows[start:])
+        both = (up[:, :stop].T @ up[:, start:stop]).mul_(rows).sum(1, dtype=torch.float64)
+        table[index] = both @ owners[:stop]
+    return table + table.tril(-1).T, grams
+
+
+def _gap(part: LowRank, up: Tensor) -> Tensor:
+    """What rounding did to a part's up in a stack: (rows, rank), right to its own last digits."""
+    given = part.up.flatten(1)
+    if given.dtype.itemsize > 2 or up.dtype is not torch.float32:
+        return (given.double() * part.scale - up).float()
+    # Twelve digits of the strength times those of half precision are exact in float32, and what is
+    # left of the strength is so small that its own rounding does not count.
+    mantissa, exponent = frexp(part.scale)
+    high = ldexp(round(mantissa * 4096), exponent - 12)
+    wide = given.float()
+    gap = torch.sub(wide * high, up)
+    return gap if high == part.scale else gap.add_(wide, alpha=part.scale - high)
 
 
 def _root(value: Tensor) -> float:

