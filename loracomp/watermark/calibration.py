@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -136,6 +136,17 @@ class Calibration:
             "extractor": self.extractor,
             "acceptance": self.acceptance,
         }
+
+    def thinned(self, images: int) -> Calibration:
+        """The same with at most ``images`` of each population, taken at even distances."""
+        kept = []
+        for number in range(len(self.names)):
+            mine = (self.population == number).nonzero()[:, 0]
+            count = min(images, len(mine))
+            kept.append(mine[torch.arange(count) * len(mine) // max(count, 1)])
+        index = torch.cat(kept).sort().values
+        picked = {name: getattr(self, name)[index] for name in ("coordinates", "population", "cluster")}
+        return replace(self, **picked)
 
     def save(self, path: Path) -> Path:
         """Writes it, coordinates in 16 bits; returns the calibration as it will be read."""

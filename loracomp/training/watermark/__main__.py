@@ -31,9 +31,15 @@ def main(arguments: list[str] | None = None) -> None:
     codec.add_argument("--psnr", type=float, default=35.0, help="dB that the mark ends with")
     codec.add_argument("--workers", type=int, default=2, help="processes that render icons")
     codec.add_argument("--device", default="auto")
+    codec.set_defaults(run=_codec)
+    thin = commands.add_parser("thin", help="a calibration with fewer images, small enough to ship")
+    thin.add_argument("file", type=Path, help="from loracomp watermark calibrate, or a benchmark")
+    thin.add_argument("--images", type=int, default=300, help="of each population")
+    thin.add_argument("--out", type=Path, required=True)
+    thin.set_defaults(run=_thin)
     args = parser.parse_args(arguments)
     try:
-        print(_codec(args))
+        print(args.run(args))
     except LoracompError as error:
         print(f"watermark: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -63,6 +69,12 @@ def _codec(args: argparse.Namespace) -> Path:
         if (size := path.stat().st_size) > LARGEST:
             raise UsageError(f"{path}: {size} bytes, more than {LARGEST} that ship")
     return path
+
+
+def _thin(args: argparse.Namespace) -> Path:
+    from loracomp.watermark.calibration import load_calibration
+
+    return load_calibration(args.file).thinned(args.images).save(args.out)
 
 
 def _own(args: argparse.Namespace) -> Path:

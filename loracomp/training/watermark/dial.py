@@ -85,9 +85,10 @@ class Dial:
             tensors = self.injected.tensors
             up = tensors[f"{path}.up"].flatten(1).float()
             down = tensors[f"{path}.down"].flatten(1).float()
-            q, r = torch.linalg.qr(up)
-            u = torch.linalg.svd(r @ torch.linalg.qr(down.T, mode="r").R.T).U
-            self._bases[path, self.kept] = q @ u[:, : self.kept]
+            with torch.autocast(up.device.type, enabled=False):  # half precision has no decompositions
+                q, r = torch.linalg.qr(up)
+                u = torch.linalg.svd(r @ torch.linalg.qr(down.T, mode="r").R.T).U
+                self._bases[path, self.kept] = q @ u[:, : self.kept]
         return self._bases[path, self.kept]
 
     @contextmanager
