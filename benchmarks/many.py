@@ -183,7 +183,9 @@ def parsed() -> argparse.Namespace:
     big = args.device == "cuda"
     args.at_once = args.at_once or (64 if big else 8)
     args.adapters = args.adapters or args.at_once
-    args.timed = args.timed or (40 if big else 6)
+    args.timed = min(args.timed or (40 if big else 6), args.steps - WARM_UP - 1)
+    if args.timed < 1:
+        parser.error(f"--steps {args.steps}: too few to time any; give {WARM_UP + 2} or more")
     args.batch = args.batch or (4 if big else 2)
     args.ways = args.ways or (["eager", "graph"] if big else ["eager"])
     return args

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,12 +43,16 @@ if AVAILABLE:
     @triton_op("loracomp::fold", mutates_args={})
     def fold(weight: Tensor, up: Tensor, gate: Tensor, down: Tensor) -> Tensor:
         """:func:`loracomp.fusion.folded.folded_weight` in one kernel, which graphs can hold."""
+        return launch(wrap_triton(_fold), weight, up, gate, down)
+
+    def launch(kernel: Any, weight: Tensor, up: Tensor, gate: Tensor, down: Tensor) -> Tensor:
+        """Runs the kernel on blocks that fit the weight; all tensors contiguous."""
         rows, columns = weight.shape
         rank = up.shape[1]
         out = torch.empty_like(weight)
         big = rows * columns >= 132 * 2 * 128 * 128
         bm, bn, bk = (128 if big else 64), 128, (64 if rank % 64 == 0 else 32)
-        wrap_triton(_fold)[(triton.cdiv(rows, bm), triton.cdiv(columns, bn))](
+        kernel[(triton.cdiv(rows, bm), triton.cdiv(columns, bn))](
             weight, up, gate, down, out, rows, columns, rank,
             BM=bm, BN=bn, BK=bk, num_warps=8 if big else 4, num_stages=3,
         )  # fmt: skip

@@ -60,7 +60,10 @@ def noise(app: App, folder: Path, count: int, user: str = "ann") -> tuple[str, .
     return tuple(ids)
 
 
-def test_where_no_codec_is_it_is_said_so_before_anything_starts(app: App, tmp_path: Path) -> None:
+def test_where_no_codec_is_it_is_said_so_before_anything_starts(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loracomp.watermark.codec.SHIPPED", tmp_path / "none")
     app.library.scan()
     app.marks.keys.create("ann")
     issued = app.marks.keys.issue("mono", "ann")

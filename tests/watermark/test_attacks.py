@@ -186,7 +186,7 @@ def test_every_attack_runs_on_a_real_pipeline(pipe: Any, adapter: Adapter) -> No
     )  # fmt: skip
     attacks = {(row.kind, row.attack) for row in rows}
     assert {name for kind, name in attacks if kind == "merge"} == set(MERGES)
-    assert {name for kind, name in attacks if kind == "live"} == set(usable())
+    assert {name for kind, name in attacks if kind == "live"} == set(usable("sd15"))
     assert {"average", "fine-tune", "flip", "fold"} <= {name for _, name in attacks}
     assert [case.attack for case in trials.crowd_cases(studio, others)] == ["1 other"] * 2 + ["2 other"] * 2
     assert all(math.isfinite(row.accuracy) and math.isfinite(row.twin_accuracy) for row in rows)

@@ -73,7 +73,7 @@ def test_verify_has_five_exit_codes(place: Path, loracomp: Run, tmp_path: Path) 
     code, text, _ = loracomp("watermark", "verify", files[0], files[0], *common, "--json")
     facts = json.loads(text)
     assert (code, facts["images"], len(facts["duplicates"])) == (3, 1, 1)
-    code, _, error = loracomp("watermark", "verify", *files, "--key", path)
+    code, _, error = loracomp("watermark", "verify", *files, "--key", path, "--base", "sd15")
     assert code == 5, error
     code, _, error = loracomp(
         "watermark", "verify", *files, "--key", path, "--codec", place / "codec.safetensors",

@@ -120,7 +120,7 @@ def open_gate(source: str) -> GateWeights:
     path = shipped()
     if not path.is_file():
         raise ResourceError(
-            f"{path}: the trained gate is missing (none ships yet); train one with "
+            f"{path}: the trained gate is missing; train one with "
             "`loracomp train gate` and give it with --option gate=FILE"
         )
     return _opened(path, 0)

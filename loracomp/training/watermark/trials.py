@@ -162,6 +162,7 @@ def merge_cases(studio: Studio, others: Sequence[Adapter]) -> list[Case]:
     """Merging with other adapters by every offline method, and composing by every live one."""
     from loracomp.fusion.gated import usable
     from loracomp.fusion.offline import MERGES, merge
+    from loracomp.pipeline import base_of
 
     if not others:
         return []
@@ -173,7 +174,7 @@ def merge_cases(studio: Studio, others: Sequence[Adapter]) -> list[Case]:
         return lambda adapter: studio.draw([adapter, *others], method)
 
     merged = function_cases("merge", {name: offline(name) for name in MERGES})
-    return merged + function_cases("live", {name: live(name) for name in usable()})
+    return merged + function_cases("live", {name: live(name) for name in usable(base_of(studio.pipe))})
 
 
 def crowd_cases(studio: Studio, others: Sequence[Adapter]) -> list[Case]:
