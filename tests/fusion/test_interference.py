@@ -103,6 +103,13 @@ def test_advice_follows_the_findings() -> None:
     assert any("changes nothing" in line for line in silent.warnings)
 
 
+def test_three_adapters_are_told_the_trade() -> None:
+    one, other, third = triple()
+    two, three = advise(interference([one, other])), advise(interference([one, other, third]))
+    assert any("of 3 adapters" in line for line in three.warnings)
+    assert not any("style that lion loses" in line for line in two.warnings)
+
+
 def test_collisions_are_whole_phrases() -> None:
     one, other, third = triple()
 
