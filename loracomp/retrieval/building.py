@@ -86,7 +86,8 @@ def build(
     with collection.writing():
         collection.add_bank(base or "glyph", base_folder if base else None)
         report = BuildReport(files=len(files))
-        report.renewed = collection.synchronize(_removed(collection))
+        if collection.indexed:
+            report.renewed = collection.synchronize(_removed(collection))
         todo = list(_todo(files, collection, retry, report))
         workers = min(jobs or cores(), max(len(todo) // 2, 1))
         if jobs is None and len(todo) < _PARALLEL_FROM:
@@ -98,10 +99,11 @@ def build(
         facts = {path: (size, changed) for path, size, changed in todo}
         for part in _batches(results, batch):
             _keep(part, facts, collection, report)
-        collection.index.optimize()
         report.dead = {seen.path: seen.error for seen in collection.journal.dead() if seen.path in set(files)}
-        stats = collection.index.stats()
-        report.rows, report.version = stats["rows"], stats["version"]
+        if collection.indexed:
+            collection.index.optimize()
+            stats = collection.index.stats()
+            report.rows, report.version = stats["rows"], stats["version"]
         return report
 
 
@@ -178,7 +180,7 @@ def _keep(
             report.renewed += 1
         else:
             report.copies += 1
-            if any(row for row in collection.index.get([id_])):
+            if not collection.indexed or any(row for row in collection.index.get([id_])):
                 continue
         if id_ not in new:
             fresh.setdefault(result.facts.base, []).append(result)
@@ -188,6 +190,8 @@ def _keep(
         collection.store.write(found, bank.digest if bank else "")
     replaced = {before.id for path, _ in batch if (before := collection.journal.seen.get(path)) and before.id}
     collection.journal.append(entries)
+    if not collection.indexed:
+        return
     for base, found in fresh.items():
         collection.index.upsert(rows(found, base, collection.banks, collection.encoders))
     replaced -= {seen.id for seen in collection.journal.seen.values()}

@@ -33,6 +33,8 @@ class Collection:
         server: Address of a PostgreSQL server that holds the index; in the folder where None.
         create: Whether to make it where it does not exist.
         encoders: Learned encoders by base.
+        indexed: Whether rows are kept for searching. Without them builds keep features and journal alone,
+            which is all that training reads, and need no database; a later build with them adds the rows.
 
     Raises:
         FormatError: There is no collection, or one of another version.
@@ -47,6 +49,7 @@ class Collection:
         *,
         create: bool = False,
         encoders: Mapping[str, Encoder] | None = None,
+        indexed: bool = True,
     ) -> None:
         self.folder = folder
         settings = folder / _SETTINGS
@@ -64,8 +67,16 @@ class Collection:
                 "on a server; name it with --server" if engine == "postgres" else "here; leave --server out"
             )
             raise UsageError(f"{folder}: its index is {where}")
-        self.index: AdapterIndex = open_index(server or str(folder / "lance"))
+        self.indexed = indexed
+        self._address = server or str(folder / "lance")
+        if indexed:
+            _ = self.index
         self.encoders: dict[str, Encoder] = dict(encoders or {})
+
+    @cached_property
+    def index(self) -> AdapterIndex:
+        """The rows."""
+        return open_index(self._address)
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -176,7 +187,8 @@ class Collection:
 
     def close(self) -> None:
         """Lets go of the index."""
-        self.index.close()
+        if "index" in vars(self):
+            self.index.close()
 
 
 def _engine(settings: Path) -> str:

@@ -111,6 +111,20 @@ def test_an_index_is_made_anew_from_the_shards_alone(
     assert collection.synchronize() == 0
 
 
+def test_features_alone_need_no_database(
+    loras: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    bare = Collection(collection.folder, indexed=False)
+    report = build([loras], bare)
+    assert (report.added, report.rows, report.dead) == (6, 0, {})
+    assert build([loras], bare).unchanged == 6
+    assert len(bare.store.latest()) == 6
+    bare.close()
+    monkeypatch.undo()
+    assert build([loras], collection).rows == 6, "a later build adds the rows"
+
+
 def test_rows_are_renewed_when_the_probes_change(loras: Path, collection: Collection) -> None:
     (collection.folder / "banks" / "glyph.safetensors").unlink()
     collection.__dict__["banks"] = {}

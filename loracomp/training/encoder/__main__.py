@@ -58,7 +58,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     from loracomp.training.encoder.data import material, read_corpus
 
     corpus = read_corpus(args.corpus)
-    collection = Collection(args.index, create=True)
+    collection = Collection(args.index, create=True, indexed=False)
     files = [entry.file for entry in corpus.entries]
     done = build(files, collection, base=args.base, base_folder=args.base_folder, jobs=args.jobs)
     print(f"features: {done.added} new, {done.unchanged} there, {len(done.dead)} not readable")
