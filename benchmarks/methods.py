@@ -22,12 +22,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.method_spaces import FAMILIES, Setting, settings
+from loracomp.adapter import Adapter
 from loracomp.bases import get_base
 from loracomp.evaluation.artwork import Artwork, open_artwork, read_names
 from loracomp.evaluation.cells import Cell, choose, prompt
@@ -36,7 +38,7 @@ from loracomp.evaluation.pixels import as_tensor
 from loracomp.evaluation.roster import Roster, read_roster
 from loracomp.evaluation.scores import score
 from loracomp.evaluation.statistics import Interval, paired_difference
-from loracomp.library import SHIPPED
+from loracomp.library import SHIPPED, open_accelerator
 from loracomp.loading import defaults, open_base
 from loracomp.pipeline import compose
 from loracomp.training.glyph.filters import FILTERS
@@ -88,6 +90,13 @@ class Bench:
         self.roster, self.judge, self.artwork, self.pipe, self.wanted = roster, judge, artwork, pipe, wanted
         known = defaults("glyph", get_base("glyph"))
         self.drawing = {"guidance_scale": known["guidance"], "guidance_rescale": known["guidance_rescale"]}
+        self.fast: list[Adapter] = []
+        if wanted.accelerator:
+            self.fast = [open_accelerator(wanted.accelerator, "glyph")]
+            told = self.fast[0].accelerator
+            assert told is not None
+            self.drawing = {"guidance_scale": told.guidance, "guidance_rescale": 0.0}
+            wanted.steps = told.steps
 
     def run(self, cells: Sequence[Cell], ways: Sequence[Setting], records: Records) -> None:
         """Does what is not done yet, cell by cell, so that an early stop still compares all settings."""
@@ -101,11 +110,14 @@ class Bench:
 
     def _scores(self, cell: Cell, setting: Setting) -> dict[str, list[float]]:
         adapters = [self.roster.adapter(part) for part in cell.parts]
+        program = setting.program(cell)
+        if self.fast:
+            program = replace(program, weights=(*program.weights, 1.0))
         pictures = compose(
             self.pipe,
             prompt(cell, self.roster.say(cell.parts)),
-            adapters,
-            setting.program(cell),
+            [*adapters, *self.fast],
+            program,
             batch=self.wanted.seeds,
             num_inference_steps=self.wanted.steps,
             **self.drawing,
@@ -191,6 +203,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=144, help="cells")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--accelerator", default="", help="NAME_OR_FILE, on in every picture at its own steps"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--part", default="1/1", help="K/N: every N-th cell")
     parser.add_argument(
