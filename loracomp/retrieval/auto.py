@@ -91,8 +91,8 @@ class Choice:
     def _reason(self) -> str:
         if len(self.adapters) == 1:
             return "one adapter has nothing to be composed with"
-        if self.method == "switch":
-            return "they change the same weights, so they take turns"
+        if self.method == "lion":
+            return "they change the same weights, so what they share is left to the first"
         return f"they are nearly independent (largest cosine {max(abs(p.cosine) for p in self.pairs):.2f})"
 
 
@@ -135,7 +135,7 @@ def choose(
     wanted.sort(key=lambda item: -item[1].confidence)
     taken, reports, rejected = _compatible(wanted, open_adapter, most, left)
     notes = dict.fromkeys(note for _, answer in wanted for note in answer.notes)
-    method = "switch" if any(report.conflict for report in reports) else "merge"
+    method = "lion" if any(report.conflict for report in reports) else "merge"
     return Choice(
         prompt=_with_triggers(prompt, taken),
         adapters=tuple(taken),
