@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -47,6 +48,8 @@ def _unguarded(app: App, access: Access, page: bool = True) -> Application:
         return _noticing(interface(app, access, lifespan=_living(app)), seen)
 
     sent = threading.Event()
+    # FastAPI silences this one for a moment; the page's own models may be built in another.
+    warnings.filterwarnings("ignore", message="The '.*' attribute with value")
 
     def first() -> None:
         """What fits between the page's leaving and its questions, before anything heavy is imported.
