@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the app's packages are missing: pip install 'loracomp[app]'")
 
+from loops import finished
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -111,7 +112,7 @@ def test_who_comes_early_gets_the_head_at_once_and_the_page_when_it_is_made() ->
         assert b"content-length" not in dict(late[0]["headers"])
         assert body(await ask(head, "/", accept="application/json")) == BEGIN + b"the page, no packing"
 
-    asyncio.run(server.during(visit))
+    finished(server.during(visit))
     assert server.said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
@@ -119,7 +120,7 @@ def test_an_answer_that_is_no_page_stays_as_it_is() -> None:
     async def missing(scope: Any, receive: Any, send: Any) -> None:
         await Response("gone", 404)(scope, receive, send)
 
-    answer = asyncio.run(ask(PageHead(missing, lambda: True, BEGIN, LINKS), **ACCEPT))
+    answer = finished(ask(PageHead(missing, lambda: True, BEGIN, LINKS), **ACCEPT))
     assert (answer[0]["status"], body(answer)) == (404, b"gone")
 
 
@@ -138,7 +139,7 @@ def test_a_page_that_cannot_be_made_ends_the_server() -> None:
         with pytest.raises(asyncio.CancelledError):
             await ask(opening)
 
-    asyncio.run(server.during(visit))
+    finished(server.during(visit))
     assert str(opening.error) == "no room"
     assert server.said[-1] == "lifespan.shutdown.complete"
 
@@ -156,7 +157,7 @@ def test_a_server_that_ends_early_ends_what_was_being_made() -> None:
         assert not opening.ready
 
     opening = Opening(lambda: noting, lambda: None)
-    asyncio.run(Server(opening).during(nothing))
+    finished(Server(opening).during(nothing))
     assert seen == ["lifespan.startup", "lifespan.shutdown"]
 
 

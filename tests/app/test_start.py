@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loops import finished
 
 from loracomp.app.server import listen, serve
 from loracomp.app.settings import Settings
@@ -128,7 +129,7 @@ def test_answers_leave_at_once_instead_of_waiting_for_the_one_before(settings: S
             finally:
                 writer.close()
 
-    assert asyncio.run(accepted())
+    assert finished(accepted())
 
 
 def test_models_and_clients_that_were_made_in_passing_work() -> None:
