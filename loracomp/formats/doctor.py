@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -186,12 +188,22 @@ def _in_parallel(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes and threads that start here never see Ctrl-C; this thread sees it afterwards."""
+    """Processes and threads that start here never see Ctrl-C; this thread sees it afterwards.
+
+    An older thread may still be told of it, and Python then calls the handler in the main one: it waits too.
+    """
+    main = threading.current_thread() is threading.main_thread()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[tuple[int, FrameType | None]] = []
+    handler = signal.signal(signal.SIGINT, lambda *call: came.append(call)) if main else None
     try:
         yield
     finally:
+        if main:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if came and callable(handler):
+        handler(*came[0])
 
 
 def prepare_process() -> None:

@@ -104,6 +104,27 @@ def test_an_interrupt_ends_all_processes_with_one_line(folder: Path) -> None:
     assert not any(map(alive, started))
 
 
+HELD = """
+import os, signal, threading, time
+from loracomp.formats.doctor import _interrupts_held
+older = threading.Thread(target=time.sleep, args=(1,), daemon=True)
+older.start()
+done = []
+try:
+    with _interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        done.append("all started")
+except KeyboardInterrupt:
+    print(done, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_ctrl_c_waits_for_all_processes_to_start_whichever_thread_is_told() -> None:
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    assert done.stdout == "['all started'] True\n"
+
+
 def killed(file: str, **options: object) -> Diagnosis:
     if file.endswith("3.safetensors"):
         os.kill(os.getpid(), signal.SIGKILL)
