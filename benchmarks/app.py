@@ -30,7 +30,6 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 RESULT = Path(__file__).parent / "results" / "app.json"
-PARTS = "start,library,clients,memory"
 _QUESTIONS = ("", "ink", "study 05", "neon drawing", "look77")
 _STARTS = 5
 _SMALL = {"prompt": "a watermelon emoji", "steps": 2, "width": 64, "height": 64, "preview": False}
@@ -278,15 +277,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--each", type=int, default=3, help="images of each client")
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--only", default=PARTS)
+    parser.add_argument("--only", default="start,library,clients,memory")
     options = parser.parse_args()
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     found["machine"] = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     runs = {"start": start, "library": library, "clients": clients, "memory": memory}
     for part, run in ((name, runs[name]) for name in options.only.split(",")):
-        load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory() as folder:
-            found[part] = rounded({"load_before": load, **run(options, Path(folder))})
+            found[part] = rounded({"load_before": os.getloadavg()[0], **run(options, Path(folder))})
         print(part, json.dumps(found[part]))
         RESULT.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 

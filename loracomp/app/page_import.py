@@ -13,7 +13,7 @@ import inspect
 import ssl
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
@@ -121,14 +121,8 @@ def _below(kind: Any) -> Iterator[Any]:
 @contextmanager
 def _no_data_frames() -> Iterator[None]:
     """Puts off the import of pandas until a table asks for it."""
-    put = {name: _Later(name) for name in _LATER if name not in sys.modules}
-    sys.modules.update(put)
-    try:
+    with _in_place_of({name: _Later(name) for name in _LATER if name not in sys.modules}):
         yield
-    finally:
-        for name, module in put.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
 
 
 @contextmanager
@@ -137,7 +131,14 @@ def _no_programs() -> Iterator[None]:
 
     What is named in :data:`_NEVER` is imported when it is called.
     """
-    put = {name: _stand_in(name, parts) for name, parts in _NEVER.items() if name not in sys.modules}
+    stand_ins = {name: _stand_in(name, parts) for name, parts in _NEVER.items() if name not in sys.modules}
+    with _in_place_of(stand_ins):
+        yield
+
+
+@contextmanager
+def _in_place_of(put: Mapping[str, ModuleType]) -> Iterator[None]:
+    """Modules that are found by these names, until others have taken their place or the context ends."""
     sys.modules.update(put)
     try:
         yield
