@@ -238,7 +238,7 @@ def run_part(session: Session, name: str, counts: Sequence[int]) -> None:
     part = PARTS[name]
     wanted = (2,) if session.tiny else part.counts
     for count in [count for count in wanted if not counts or count in counts]:
-        key = f"{name}-{count}"
+        key = f"{name}-{count}" + (f"-{session.mode}" if session.mode and part.compiled else "")
         if key in session.results:
             continue
         torch._dynamo.reset()
@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--calls", type=int, default=0)
     parser.add_argument("--backend", default="")
+    parser.add_argument("--mode", default="", help="of torch.compile, such as reduce-overhead")
     parser.add_argument("--without", choices=("peft", "fused"), nargs="*", default=[])
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--fresh", action="store_true")
@@ -280,6 +281,7 @@ def main() -> None:
         tuple(name for name in ("peft", "fused") if name not in asked.without),
         file,
         kept,
+        asked.mode,
     )
     for part in asked.only or PARTS:
         run_part(session, part, asked.counts)

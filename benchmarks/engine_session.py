@@ -30,6 +30,7 @@ class Session:
     contestants: tuple[str, ...]
     file: Path
     results: dict[str, Any]
+    mode: str = ""
 
     def stage(self, model: str) -> Stage:
         """A model by name, a small one with ``--tiny``."""
@@ -55,7 +56,8 @@ class Session:
     @property
     def options(self) -> dict[str, Any]:
         """Options of ``torch.compile``."""
-        return {"backend": self.backend, "dynamic": False}
+        chosen = {"mode": self.mode} if self.mode else {}
+        return {"backend": self.backend, "dynamic": False, **chosen}
 
     def race(self, runs: dict[str, Run], seconds: dict[str, float] | None = None) -> dict[str, float]:
         """Median milliseconds of each contestant, in turns; first calls are noted apart and not counted."""

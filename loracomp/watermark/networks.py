@@ -148,8 +148,11 @@ class Block(nn.Module):
 
 
 class Painter(nn.Module):
-    """Residuals of pictures from messages, after HiDDeN (arXiv:1807.09937, §3): the message is tiled over a
-    picture's features. It only teaches a pooled extractor what to read; marks are written by a decoder.
+    """Residuals of pictures from messages: a filter per bit on a picture's features, added with the bit's sign.
+
+    It only teaches a pooled extractor what to read; marks are written by a decoder, whose changed
+    convolutions are such filters too: on a flat ground both leave nothing but a colour, so that a message
+    tiled over the picture (HiDDeN, arXiv:1807.09937, §3) would have three numbers to hide in.
 
     ``forward`` takes messages (batch, bits) and pictures (batch, 3, H, W) in [0, 1], and gives residuals of
     root mean square 1.
@@ -160,13 +163,12 @@ class Painter(nn.Module):
         width = shape.widths[0]
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.block = Block(width)
-        self.mixed = nn.Conv2d(width + shape.bits + 3, width, 3, padding=1)
-        self.out = nn.Conv2d(width, 3, 1)
+        self.filters = nn.Conv2d(width, 3 * shape.bits, 3, padding=1, bias=False)
 
     def forward(self, messages: Tensor, pictures: Tensor) -> Tensor:
         x = self.block(self.stem(pictures * 2 - 1))
-        tiled = (2 * messages - 1)[:, :, None, None].expand(-1, -1, *pictures.shape[-2:])
-        made = self.out(F.silu(self.mixed(torch.cat([x, tiled, pictures], 1))))
+        made = self.filters(F.silu(x)).unflatten(1, (-1, 3))
+        made = torch.einsum("nb,nbchw->nchw", (2 * messages - 1).to(made), made)
         return made / made.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-4)
 
 

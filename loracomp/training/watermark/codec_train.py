@@ -143,7 +143,7 @@ def weights_at(run: CodecRun, fraction: float) -> Weights:
 
 
 def _pictures(run: CodecRun, material: Material, fraction: float, device: str) -> Tensor:
-    if fraction >= GREY:
+    if fraction >= GREY or run.shape.carriers == "pooled":  # filters write nothing on grey
         return material.batch(run.batch)
     level = 0.2 + 0.6 * torch.rand(run.batch, 1, 1, 1, device=device)
     return level.expand(-1, 3, run.shape.pixels, run.shape.pixels).contiguous()
