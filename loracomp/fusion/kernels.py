@@ -28,7 +28,8 @@ if AVAILABLE:
         k = tl.arange(0, BK)
         inside = (m < rows)[:, None] & (n < columns)[None, :]
         place = m[:, None].to(tl.int64) * columns + n[None, :]
-        total = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+        before = tl.load(weight + place, mask=inside, other=0.0)  # arrives while the products are made
+        total = tl.zeros((BM, BN), tl.float32)
         for start in range(0, rank, BK):
             known = start + k < rank
             left = (m < rows)[:, None] & known[None, :]
@@ -38,6 +39,7 @@ if AVAILABLE:
             right = known[:, None] & (n < columns)[None, :]
             a = tl.load(down + (start + k)[:, None] * columns + n[None, :], mask=right, other=0.0)
             total = tl.dot(b, a, total, input_precision="ieee")
+        total += before.to(tl.float32)
         tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
 
     @triton_op("loracomp::fold", mutates_args={})
@@ -45,15 +47,19 @@ if AVAILABLE:
         """:func:`loracomp.fusion.folded.folded_weight` in one kernel, which graphs can hold."""
         return launch(wrap_triton(_fold), weight, up, gate, down)
 
+    def blocks(rows: int, columns: int, rank: int) -> tuple[int, int, int, int, int]:
+        """Rows, columns and ranks of a block, its warps, and its stages."""
+        big = rows * columns >= 132 * 2 * 128 * 128
+        return (128 if big else 64), 128, (64 if rank % 64 == 0 else 32), (8 if big else 4), 3
+
     def launch(kernel: Any, weight: Tensor, up: Tensor, gate: Tensor, down: Tensor) -> Tensor:
         """Runs the kernel on blocks that fit the weight; all tensors contiguous."""
         rows, columns = weight.shape
         rank = up.shape[1]
         out = torch.empty_like(weight)
-        big = rows * columns >= 132 * 2 * 128 * 128
-        bm, bn, bk = (128 if big else 64), 128, (64 if rank % 64 == 0 else 32)
+        bm, bn, bk, warps, stages = blocks(rows, columns, rank)
         kernel[(triton.cdiv(rows, bm), triton.cdiv(columns, bn))](
             weight, up, gate, down, out, rows, columns, rank,
-            BM=bm, BN=bn, BK=bk, num_warps=8 if big else 4, num_stages=3,
+            BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         return out

@@ -148,7 +148,7 @@ class Block(nn.Module):
 
 
 class Painter(nn.Module):
-    """Residuals of pictures from messages: a filter per bit on a picture's features, added with the bit's sign.
+    """Residuals of pictures from messages: a filter of its features per bit, added with the bit's sign.
 
     It only teaches a pooled extractor what to read; marks are written by a decoder, whose changed
     convolutions are such filters too: on a flat ground both leave nothing but a colour, so that a message
