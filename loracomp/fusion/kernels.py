@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ try:
     AVAILABLE = True
 except ImportError:  # a build of torch for the CPU
     AVAILABLE = False
+
+BLOCKS = (64, 128, 32, 4, 3)
+"""Rows, columns and ranks of a block, warps, stages: the fastest of ``benchmarks.folding`` on an H200."""
 
 if AVAILABLE:
 
@@ -47,17 +51,14 @@ if AVAILABLE:
         """:func:`loracomp.fusion.folded.folded_weight` in one kernel, which graphs can hold."""
         return launch(wrap_triton(_fold), weight, up, gate, down)
 
-    def blocks(rows: int, columns: int, rank: int) -> tuple[int, int, int, int, int]:
-        """Rows, columns and ranks of a block, its warps, and its stages."""
-        big = rows * columns >= 132 * 2 * 128 * 128
-        return (128 if big else 64), 128, (64 if rank % 64 == 0 else 32), (8 if big else 4), 3
-
-    def launch(kernel: Any, weight: Tensor, up: Tensor, gate: Tensor, down: Tensor) -> Tensor:
-        """Runs the kernel on blocks that fit the weight; all tensors contiguous."""
+    def launch(
+        kernel: Any, weight: Tensor, up: Tensor, gate: Tensor, down: Tensor, blocks: Sequence[int] = BLOCKS
+    ) -> Tensor:
+        """Runs the kernel; all tensors contiguous."""
         rows, columns = weight.shape
         rank = up.shape[1]
         out = torch.empty_like(weight)
-        bm, bn, bk, warps, stages = blocks(rows, columns, rank)
+        bm, bn, bk, warps, stages = blocks
         kernel[(triton.cdiv(rows, bm), triton.cdiv(columns, bn))](
             weight, up, gate, down, out, rows, columns, rank,
             BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages,
