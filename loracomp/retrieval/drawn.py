@@ -87,3 +87,19 @@ def _drawn(pipe: Any, group: Sequence[Adapter], fast: Adapter | None, settings: 
 def _small(image: Any) -> Any:
     size = (PICTURE, PICTURE)
     return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+
+
+@torch.inference_mode()
+def base_drawings(pipe: Any, *, accelerator: Adapter | None = None, **settings: Any) -> Tensor:
+    """The same pictures of the base alone, at their full size: shape (:data:`WORDS`, 3, H, W), uint8."""
+    sources = [torch.Generator().manual_seed(SEED + k) for k in range(len(WORDS))]
+    if accelerator:
+        attach(pipe, [accelerator])
+    try:
+        images = pipe(list(WORDS), generator=sources, **settings).images
+    finally:
+        if accelerator:
+            detach(pipe)
+    return torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).permute(
+        0, 3, 1, 2
+    )
