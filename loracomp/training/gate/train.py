@@ -30,6 +30,7 @@ def train_gate(
     artwork: Path,
     report: Report,
     stop: Callable[[], bool],
+    graph: bool = False,
 ) -> dict[str, Any]:
     """Trains a gate on the adapters of a corpus and writes it to ``out``.
 
@@ -43,6 +44,7 @@ def train_gate(
         artwork: Folder of ``icons.json.xz``, for the scenes that the corpus's folder does not hold yet.
         report: Told of what happens.
         stop: Asked after each step; True saves the state and ends the run.
+        graph: Record steps as CUDA graphs.
 
     Returns:
         A summary: steps, seconds, errors on unseen concepts.
@@ -78,7 +80,7 @@ def train_gate(
     try:
         gate = GateWeights(settings.form, base, {}, record)
         held = sides[1] if len(sides) > 1 else None
-        run = Run(settings, vectors, sides[0], held, out, gate, report, stop)
+        run = Run(settings, vectors, sides[0], held, out, gate, report, stop, graph)
         prepared = round(time.monotonic() - begun, 1)
         return {"prepared_seconds": prepared, **run.train()}
     finally:
