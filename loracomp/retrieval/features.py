@@ -40,6 +40,8 @@ class Features:
         whole: Signed sum of all layers' P ΔW Qᵀ, shape (256,), float32; linear in ΔW, and its inner
             products estimate those of whole adapters.
         text: Answers to the text probes; None without a bank or without layers that read the text.
+        drawn: What it draws unasked (:mod:`loracomp.retrieval.drawn`), shape (8, 3, 64, 64), uint8; None
+            where it was not drawn with.
     """
 
     present: Tensor
@@ -49,6 +51,7 @@ class Features:
     into: Tensor
     whole: Tensor
     text: TextBlock | None = None
+    drawn: Tensor | None = None
 
     @property
     def log_norm(self) -> float:
