@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +240,32 @@ def test_what_stops_it_between_groups_loses_nothing(collection: Collection) -> N
     again.close()
 
 
+def test_a_kill_between_groups_loses_nothing(folder: Path, tmp_path: Path) -> None:
+    bare = Collection(tmp_path / "bare", create=True, indexed=False)
+    build([folder], bare)
+    paths = [str(Path(__file__).parents[1]), *sys.path]
+    done = subprocess.run(
+        [sys.executable, __file__, bare.folder], capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split()) == (-signal.SIGKILL, ["2", "4"]), done.stderr
+    again = Collection(bare.folder, indexed=False)
+    assert len(again.store.pictures()) == 4
+    rest = Painter()
+    assert draw(again, rest, group=2).drawn == len(rest.asked) == 1
+
+
+def killed(folder: Path) -> None:
+    """Draws in groups of two, says how many are done, and kills its process after the second."""
+
+    def told(done: int, total: int) -> None:
+        print(done, flush=True)
+        if done == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    draw(Collection(folder, indexed=False), Painter(), group=2, progress=told)
+
+
 def test_rows_that_were_cut_off_after_their_pictures_are_renewed(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,8 +310,6 @@ def test_an_adapter_of_another_architecture_spoils_no_group(folder: Path, collec
 
 
 def test_pictures_outlive_encoding_anew_and_removal(collection: Collection, folder: Path) -> None:
-    import os
-
     draw(collection, Painter())
     os.utime(folder / "lora0.safetensors")
     assert build([folder], collection).renewed == 1
@@ -365,3 +393,7 @@ def test_a_base_that_is_not_at_hand_is_said_at_once(loracomp: Run, tmp_path: Pat
 
     with pytest.raises(ResourceError, match="3 adapters of flux"):
         Drawn(undrawn={"flux": 3}).check()
+
+
+if __name__ == "__main__":
+    killed(Path(sys.argv[1]))
