@@ -13,13 +13,12 @@ from loracomp.adapter import Adapter
 from loracomp.errors import FormatError
 from loracomp.formats import load
 from loracomp.retrieval.collection import Collection
-from loracomp.retrieval.drawn import Artist, draw_probes
+from loracomp.retrieval.drawn import WORDS, Artist, draw_probes
 from loracomp.retrieval.encoding import Encoded, Facts
 from loracomp.retrieval.filters import Compare
 from loracomp.retrieval.journal import Seen
 from loracomp.retrieval.making import rows
 
-GROUP = 8
 Progress = Callable[[int, int], None]
 
 
@@ -52,7 +51,7 @@ def undrawn(collection: Collection) -> dict[str, list[str]]:
 
 
 def draw(
-    collection: Collection, artist: Artist, *, group: int = GROUP, progress: Progress | None = None
+    collection: Collection, artist: Artist, *, group: int | None = None, progress: Progress | None = None
 ) -> DrawReport:
     """Draws with all adapters of a base that have no pictures yet.
 
@@ -63,13 +62,14 @@ def draw(
     Args:
         collection: The index.
         artist: Draws with adapters of one base; those are taken.
-        group: Adapters after which pictures are kept.
+        group: Adapters after which pictures are kept; as many as the artist draws with at once where None.
         progress: Called with adapters done and adapters in all, when those done are on the disk.
 
     Raises:
         ResourceError: A build is under way.
     """
     report = DrawReport()
+    group = group or max(1, artist.batch // len(WORDS))
     with collection.writing():
         if collection.indexed:
             collection.synchronize(collection.removed())

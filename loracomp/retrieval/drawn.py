@@ -38,6 +38,10 @@ class Artist(Protocol):
     def base(self) -> str:
         """Base whose adapters it draws with."""
 
+    @property
+    def batch(self) -> int:
+        """Images that it draws at once."""
+
     def __call__(
         self, adapters: Sequence[Adapter], prompts: Sequence[str], seeds: Sequence[int]
     ) -> list[Any]:

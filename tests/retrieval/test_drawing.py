@@ -121,6 +121,7 @@ class Painter:
     """An artist who paints each adapter's size and the seed, and counts what it was asked for."""
 
     base = "glyph"
+    batch = 32
 
     def __init__(self, stop_after: int = 1000) -> None:
         self.asked: list[str] = []
