@@ -64,6 +64,23 @@ class Alone:
                 for image in self._group(adapters[start : start + size], prompts, seeds)
             ]
 
+    def plain(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+        """PIL images of the base without any adapter but the accelerator, each prompt with its seed.
+
+        Raises:
+            FloatingPointError: An image has values that are not finite.
+        """
+        wanted = list(zip(prompts, seeds, strict=True))
+        with _quiet(self.pipe), torch.inference_mode():
+            if self.accelerator:
+                attach(self.pipe, [self.accelerator])
+            try:
+                starts = range(0, len(wanted), self.batch)
+                return [image for at in starts for image in self._images(wanted[at : at + self.batch])]
+            finally:
+                if self.accelerator:
+                    detach(self.pipe)
+
     def _group(self, group: Sequence[Adapter], prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Any]:
         fast = [self.accelerator] if self.accelerator else []
         count, each = len(group), len(prompts)

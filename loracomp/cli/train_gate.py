@@ -41,9 +41,7 @@ def gate(
     scenes: Annotated[int, typer.Option(help="Pictures of several concepts to render.")] = 3000,
     every: Annotated[int, typer.Option(help="Steps between measurements on unseen concepts.")] = 500,
     measured: Annotated[int, typer.Option(help="Samples times adapters of a measurement and N.")] = 384,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the gate's arithmetic (a GPU with Triton).")
-    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Record steps as CUDA graphs.")] = False,
     seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
     artwork: Annotated[Path, typer.Option(help="Folder of icons.json.xz.")] = Path(".data"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -63,9 +61,11 @@ def gate(
         margin, scenes=scenes, every=every, measured=measured, seed=seed,
     )  # fmt: skip
     pipe = open_base(base, dtype="fp32", device=device)
+    if graph and pipe.device.type != "cuda":
+        raise UsageError(f"--graph needs a CUDA device, not {pipe.device.type}; leave it out")
     with watching(as_json) as (report, stop):
         found = train_gate(
-            adapters, out, settings, pipe=pipe, artwork=artwork, report=report, stop=stop, compiled=compiled
+            adapters, out, settings, pipe=pipe, artwork=artwork, report=report, stop=stop, graph=graph
         )
     if as_json:
         emit_json(found)

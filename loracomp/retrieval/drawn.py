@@ -52,6 +52,9 @@ class Artist(Protocol):
             FloatingPointError: An image has values that are not finite.
         """
 
+    def plain(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+        """PIL images of the base without any adapter."""
+
 
 def draw_probes(artist: Artist, adapters: Sequence[Adapter]) -> Tensor:
     """Pictures of each adapter alone at strength 1, shape (adapters, :data:`WORDS`, 3, 64, 64), uint8.
@@ -65,6 +68,13 @@ def draw_probes(artist: Artist, adapters: Sequence[Adapter]) -> Tensor:
     images = artist(adapters, WORDS, range(SEED, SEED + len(WORDS)))
     small = torch.from_numpy(np.stack([_small(image) for image in images]))
     return small.permute(0, 3, 1, 2).reshape(len(adapters), len(WORDS), 3, PICTURE, PICTURE).contiguous()
+
+
+def base_drawings(artist: Artist) -> Tensor:
+    """The same pictures of the base alone, at their full size: shape (:data:`WORDS`, 3, H, W), uint8."""
+    images = artist.plain(WORDS, range(SEED, SEED + len(WORDS)))
+    levels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(levels).permute(0, 3, 1, 2)
 
 
 def strip(drawn: Tensor) -> Any:

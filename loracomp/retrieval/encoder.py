@@ -1,4 +1,4 @@
-"""The learned encoder as it ships: three towers, their calibration, and the file that holds them."""
+"""The learned encoder as it ships: its towers, their calibration, and the file that holds them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loracomp.errors import FormatError, ResourceError
 from loracomp.formats import shipped_folder
 from loracomp.retrieval.bank import TextStates, text_states
 from loracomp.retrieval.features import VERSION, Features
-from loracomp.retrieval.towers import PICTURE, AdapterTower, EncoderConfig, ImageTower, TextTower, batch
+from loracomp.retrieval.towers import (
+    OUT,
+    PICTURE,
+    AdapterTower,
+    Batch,
+    DrawnTower,
+    EncoderConfig,
+    Eyes,
+    ImageTower,
+    TextTower,
+    batch,
+)
 
-FORMAT = 1
+FORMAT = 2
 _ROWS = 64
 
 
@@ -37,18 +49,45 @@ class Calibration:
 
 
 class Towers(nn.Module):
-    """The three towers, the part that all texts share, and the temperature of their training."""
+    """The networks, the part that all texts share, and the temperature of their training.
+
+    Attributes:
+        adapter: Reads weights; None where the configuration leaves it out.
+        drawn: Reads what adapters draw; None likewise.
+    """
 
     common: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.adapter = AdapterTower(config)
+        self.eyes = Eyes()
+        self.adapter = AdapterTower(config) if config.weights else None
+        self.drawn = DrawnTower(self.eyes.width) if config.drawn else None
         self.text = TextTower(max(config.text_width, 1))
-        self.image = ImageTower()
+        self.image = ImageTower(self.eyes.width)
         self.register_buffer("common", torch.zeros(max(config.text_width, 1)))
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def images(self, pictures: Tensor) -> Tensor:
+        """Unit vectors (n, 512) of pictures (n, 3, 64, 64) in [0, 1]."""
+        return self.image(self.eyes(pictures))
+
+    def drawings(self, drawn: Tensor) -> Tensor:
+        """Unit vectors (n, 512) of what adapters draw, (n, 8, 3, 64, 64) in [0, 1]."""
+        assert self.drawn is not None
+        seen = self.eyes(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
+        return self.drawn(seen, self.eyes(self.drawn.plain))
+
+    def adapters(self, rows: Batch) -> Tensor:
+        """Unit vectors (n, 512): of weights and drawings together, or of what there is; else NaN."""
+        read = self.adapter(rows) if self.adapter is not None else None
+        if self.drawn is None or rows.drawn is None or rows.shown is None:
+            return read if read is not None else torch.full((len(rows), OUT), torch.nan)
+        found = self.drawings(rows.drawn.to(self.log_scale.dtype) / 255)
+        other = torch.full_like(found, torch.nan) if read is None else read
+        both = found if read is None else F.normalize(found + read, dim=1)
+        return torch.where(rows.shown[:, None], both, other)
 
     def scale(self) -> Tensor:
         """What cosines are multiplied by, at most 100 (CLIP, arXiv:2103.00020, §2.5)."""
@@ -86,10 +125,10 @@ class LearnedEncoder:
 
     @torch.no_grad()
     def adapters(self, features: Sequence[Features]) -> Tensor:
-        """Unit vectors (adapters, 512)."""
+        """Unit vectors (adapters, 512); NaN for those of which it can read nothing."""
         width = self.towers.config.text_width
         parts = [
-            self.towers.adapter(batch(features[start : start + _ROWS], width))
+            self.towers.adapters(batch(features[start : start + _ROWS], width))
             for start in range(0, len(features), _ROWS)
         ]
         return torch.cat(parts)
@@ -107,7 +146,7 @@ class LearnedEncoder:
     @torch.no_grad()
     def images(self, images: Sequence[Any]) -> Tensor:
         """Unit vectors (images, 512) of PIL images."""
-        return self.towers.image(torch.stack([picture(image) for image in images]))
+        return self.towers.images(torch.stack([picture(image) for image in images]))
 
     def confidence(self, score: float) -> float:
         """Calibrated probability that a best match of this cosine is one."""

@@ -40,8 +40,8 @@ class Features:
         whole: Signed sum of all layers' P ΔW Qᵀ, shape (256,), float32; linear in ΔW, and its inner
             products estimate those of whole adapters.
         text: Answers to the text probes; None without a bank or without layers that read the text.
-        drawn: What it draws unasked (:mod:`loracomp.retrieval.drawn`), shape (8, 3, 64, 64), uint8; None
-            where it was not drawn with.
+        drawn: What it draws (:mod:`loracomp.retrieval.drawn`), shape (8, 3, 64, 64), uint8; None where the
+            adapter was not drawn with.
     """
 
     present: Tensor

@@ -32,7 +32,7 @@ class Encoder(Protocol):
         """Base whose adapters it reads."""
 
     def adapters(self, features: Sequence[Features]) -> Tensor:
-        """Unit vectors (adapters, 512)."""
+        """Unit vectors (adapters, 512); NaN for an adapter of which it can read nothing."""
 
 
 def encoder_name(
@@ -82,8 +82,9 @@ def rows(
         row |= {"added": old.get("added", int(time.time()))}
         row["v_update"] = _unit(item.features.whole).numpy()
         row |= _spoken(item.features, banks.get(base))
-        row["learned"] = learned is not None
-        row["v_learned"] = None if learned is None else learned[place].numpy()
+        known = learned is not None and bool(learned[place].isfinite().all())
+        row["learned"] = known
+        row["v_learned"] = learned[place].numpy() if learned is not None and known else None
         out.append(row)
     return out
 

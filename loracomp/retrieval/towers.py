@@ -1,12 +1,14 @@
-"""Three small networks that put adapters, texts and pictures into one space of 512 numbers.
+"""Small networks that put adapters, texts and pictures into one space of 512 numbers.
 
-The adapter network reads a token per changed layer and tokens of what the adapter hears and says; absent
-layers are masked. Everything it reads is a function of ΔW (:mod:`loracomp.retrieval.features`).
+An adapter is read twice, where there is something to read: by its weights, a token per changed layer and
+tokens of what it hears and says, absent layers masked (:mod:`loracomp.retrieval.features`); and by what it
+draws unasked (:mod:`loracomp.retrieval.drawn`), through the eyes that also look at pictures. Both are
+functions of ΔW.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,8 @@ from loracomp.retrieval.textprobes import DIRECTIONS, TRACKS
 OUT = SPACES["learned"]
 SITE_NUMBERS = NUMBERS + SKETCH + 2 * HALF
 PICTURE = 64
+DRAWN = 8
+"""Pictures drawn with each adapter."""
 _SPOKEN = len(TRACKS) * (DIRECTIONS + 1)
 _TINY = 1e-8
 
@@ -39,16 +43,20 @@ class EncoderConfig:
         narrow: Numbers that a layer's features are brought to, by a matrix per group of layers.
         queries: Vectors that its answer is pooled into.
         dropout: Dropout in training, in [0, 1).
+        weights: Whether adapters are read by their weights.
+        drawn: Whether they are read by what they draw.
     """
 
     base: str
     text_width: int
-    width: int = 128
-    layers: int = 3
+    width: int = 96
+    layers: int = 2
     heads: int = 4
-    narrow: int = 64
+    narrow: int = 32
     queries: int = 2
     dropout: float = 0.1
+    weights: bool = True
+    drawn: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +69,28 @@ class Batch:
         spoken: Shape (n, 18, 2 · d + 1): pull, then directions with their echoes, per track; see
             :func:`spoken_tokens`. Shape (n, 0, 1) for a base without text probes.
         heard: Whether an adapter has a text block, shape (n,), bool.
+        drawn: What adapters draw, shape (n, 8, 3, 64, 64), uint8; None where none was drawn with.
+        shown: Which of them were, shape (n,), bool; None for none.
     """
 
     present: Tensor
     sites: Tensor
     spoken: Tensor
     heard: Tensor
+    drawn: Tensor | None = None
+    shown: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        return Batch(*(part.to(device) for part in (self.present, self.sites, self.spoken, self.heard)))
+        return self._each(lambda part: part.to(device))
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        return Batch(self.present[rows], self.sites[rows], self.spoken[rows], self.heard[rows])
+        return self._each(lambda part: part[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        drawn, shown = (None if part is None else change(part) for part in (self.drawn, self.shown))
+        present, sites, spoken, heard = map(change, (self.present, self.sites, self.spoken, self.heard))
+        return Batch(present, sites, spoken, heard, drawn, shown)
 
     def __len__(self) -> int:
         return len(self.present)
@@ -85,7 +102,15 @@ def batch(rows: Sequence[Features], text_width: int, dtype: torch.dtype = torch.
     spoken = [spoken_tokens(row, text_width) for row in rows]
     heard = torch.tensor([row.text is not None for row in rows])
     present = torch.stack([row.present for row in rows])
-    return Batch(present, torch.stack(sites).to(dtype), torch.stack(spoken).to(dtype), heard)
+    shown = torch.tensor([row.drawn is not None for row in rows])
+    drawn = None
+    if bool(shown.any()):
+        nothing = torch.zeros(DRAWN, 3, PICTURE, PICTURE, dtype=torch.uint8)
+        drawn = torch.stack([nothing if row.drawn is None else row.drawn for row in rows])
+    return Batch(
+        present, torch.stack(sites).to(dtype), torch.stack(spoken).to(dtype), heard, drawn,
+        None if drawn is None else shown,
+    )  # fmt: skip
 
 
 def spoken_tokens(features: Features, width: int) -> Tensor:
@@ -178,21 +203,59 @@ class TextTower(nn.Module):
         return F.normalize(self.net(states), dim=1)
 
 
-class ImageTower(nn.Module):
-    """Pictures of 64 pixels to unit vectors."""
+class Eyes(nn.Module):
+    """What pictures of 64 pixels look like: mean and largest of each map of a few convolutions."""
 
-    def __init__(self, widths: Sequence[int] = (16, 32, 64, 96)) -> None:
+    def __init__(self, widths: Sequence[int] = (24, 48, 96, 128)) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         last = 3
-        for width in widths:
-            blocks += [nn.Conv2d(last, width, 3, 2, 1), nn.GroupNorm(8, width), nn.GELU()]
-            blocks += [nn.Conv2d(width, width, 3, 1, 1, groups=8), nn.GroupNorm(8, width), nn.GELU()]
+        for place, width in enumerate(widths):
+            blocks += [nn.Conv2d(last, width, 3 if place else 4, 2, 1), nn.GroupNorm(8, width), nn.ReLU()]
             last = width
         self.net = nn.Sequential(*blocks)
-        self.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(2 * last, OUT))
+        self.width = 2 * last
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, 64, 64) in [0, 1] to (n, 512)."""
+        """Pictures (n, 3, 64, 64) in [0, 1] to (n, width)."""
         hidden = self.net(pictures * 2 - 1)
-        return F.normalize(self.head(torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], 1)), dim=1)
+        return torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], 1)
+
+
+class ImageTower(nn.Module):
+    """What a picture looks like to unit vectors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LayerNorm(width), nn.Dropout(0.1), nn.Linear(width, OUT))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Of :class:`Eyes` (n, width) to (n, 512)."""
+        return F.normalize(self.net(seen), dim=1)
+
+
+class DrawnTower(nn.Module):
+    """What an adapter draws, and how that differs from what the base draws, to unit vectors.
+
+    Buffer ``plain`` holds the base's own drawings of the same words and noise; training fills it.
+    """
+
+    plain: Tensor
+
+    def __init__(self, width: int, hidden: int = 160) -> None:
+        super().__init__()
+        self.register_buffer("plain", torch.ones(DRAWN, 3, PICTURE, PICTURE))
+        self.places = nn.Parameter(torch.randn(DRAWN, width) * 0.02)
+        self.each = nn.Sequential(
+            nn.LayerNorm(2 * width),
+            nn.Linear(2 * width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+        )
+        self.head = nn.Sequential(nn.LayerNorm(2 * hidden), nn.Dropout(0.1), nn.Linear(2 * hidden, OUT))
+
+    def forward(self, seen: Tensor, plain: Tensor) -> Tensor:
+        """Drawings (n, 8, width) and the base's (8, width) as eyes see them, to (n, 512)."""
+        hidden = self.each(torch.cat([seen + self.places, seen - plain], 2))
+        return F.normalize(self.head(torch.cat([hidden.mean(1), hidden.amax(1)], 1)), dim=1)

@@ -30,7 +30,7 @@ from loracomp.pipeline import layers_of
 from loracomp.retrieval.building import build, remove
 from loracomp.retrieval.collection import Collection
 from loracomp.retrieval.drawing import draw, undrawn
-from loracomp.retrieval.drawn import SEED, WORDS, draw_probes, strip
+from loracomp.retrieval.drawn import SEED, WORDS, base_drawings, draw_probes, strip
 from loracomp.retrieval.encoding import encode_adapter
 from loracomp.retrieval.making import was_drawn
 from loracomp.retrieval.shards import FeatureStore, pack, unpack
@@ -93,6 +93,18 @@ def test_strength_zero_draws_what_the_base_draws() -> None:
     assert apart(something, base) > 10 * ROUNDING
 
 
+def test_the_base_alone_is_drawn_at_its_full_size() -> None:
+    artist = tiny_artist()
+    fast, lora = random_adapter(shapes_of("sd15"), seed=9, size=0.2), loras("sd15", 1)[0]
+    for one in (artist, replace(artist, accelerator=fast, batch=3)):
+        plain = base_drawings(one)
+        assert (plain.shape, plain.dtype) == ((len(WORDS), 3, 32, 32), torch.uint8)
+        found = one([lora.scaled(0.0)], WORDS, range(SEED, SEED + len(WORDS)))
+        values = torch.stack([torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8) for i in found])
+        assert apart(plain.permute(0, 2, 3, 1).flatten(1), values) <= ROUNDING
+    assert apart(base_drawings(artist), plain) > 10 * ROUNDING, "the accelerator is there"
+
+
 def test_the_pipeline_is_left_as_it_was() -> None:
     artist = tiny_artist()
     artist.pipe.set_progress_bar_config(disable=True, desc="mine")
@@ -127,11 +139,12 @@ class Painter:
         self.asked: list[str] = []
         self.left = stop_after
 
+    def plain(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+        return [self._painted(0, seed) for seed in seeds]
+
     def __call__(
         self, adapters: Sequence[Adapter], prompts: Sequence[str], seeds: Sequence[int]
     ) -> list[Any]:
-        from PIL import Image
-
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
@@ -139,7 +152,12 @@ class Painter:
             raise FloatingPointError("images with values that are not finite")
         self.asked += [lora.name for lora in adapters]
         shade = [int(sum(layer.up.abs().sum() for layer in lora.layers.values())) % 251 for lora in adapters]
-        return [Image.new("RGB", (128, 128), (s, seed - SEED, 7)) for s in shade for seed in seeds]
+        return [self._painted(s, seed) for s in shade for seed in seeds]
+
+    def _painted(self, shade: int, seed: int) -> Any:
+        from PIL import Image
+
+        return Image.new("RGB", (128, 128), (shade, seed - SEED, 7))
 
 
 @pytest.fixture

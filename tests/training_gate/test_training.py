@@ -24,6 +24,7 @@ from loracomp.training.gate.bank import Bench, Turn
 from loracomp.training.gate.draws import OTHER, SOLO, WHOLE, Draws
 from loracomp.training.gate.material import Pictures
 from loracomp.training.gate.objective import GateVectors, Noise, Objective
+from loracomp.training.gate.recorded import Recorded, Work
 from loracomp.training.gate.run import Run, Side
 from loracomp.training.gate.settings import Settings
 from loracomp.training.interrupt import InterruptedManyError
@@ -185,6 +186,10 @@ def test_samples_are_what_their_kinds_say() -> None:
                 assert scenes.parts[words][0] in set(concepts) - set(parts)
             else:
                 assert words in (picture, len(scenes.captions))
+        kinds = batch.kind.tolist()
+        assert kinds.count(SOLO) == (33 if count > 1 else 200)
+        assert kinds.count(OTHER) == (17 if count > 1 else 0)
+        assert set(kinds[: kinds.count(SOLO)]) == {SOLO}
     assert seen == {(1, SOLO)} | {(n, kind) for n in (2, 3, 4) for kind in (WHOLE, SOLO, OTHER)}
 
 
@@ -196,9 +201,51 @@ def test_the_target_of_one_alone_is_what_it_does_alone(pipe: Any) -> None:
     batch = Draws(pictures(), PLACES, settings).batch(1, 4, Random(0))
     noise = Noise(torch.rand(4), torch.randn(4, 4, 8, 8))
     with torch.no_grad():
-        errors = objective.errors(batch, noise)
+        errors = objective.errors(objective.placed(batch, noise))
     bench.leave()
     assert float(errors.max()) < 1e-10
+
+
+def test_gradients_replace_those_before(pipe: Any) -> None:
+    settings = Settings(counts=(2, 3))
+    bench = Bench("unet", adapters_of(pipe), layers_of(pipe), settings.form)
+    vectors = GateVectors(settings.form, bench.widths, 0)
+    objective, draws = Objective(pipe, pictures(), bench, vectors), Draws(pictures(), PLACES, settings)
+    work = Work(objective, settings.hinge, settings.margin)
+    noise = Noise(torch.rand(6), torch.randn(6, 4, 8, 8))
+    one, other = (objective.placed(draws.batch(count, 6, Random(count)), noise) for count in (2, 3))
+    errors = work(one)
+    gradient = vectors.values.grad
+    assert gradient is not None
+    first = gradient.clone()
+    work(other)
+    assert vectors.values.grad is gradient
+    assert not torch.allclose(gradient, first)
+    assert torch.equal(work(one), errors)
+    bench.leave()
+    assert torch.allclose(gradient, first)
+    assert float(first.abs().max()) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_steps_are_the_same() -> None:
+    settings = Settings(counts=(2, 3))
+    pipe = tiny_pipeline("sd15").to("cuda")
+    bench = Bench("unet", adapters_of(pipe), layers_of(pipe), settings.form)
+    vectors = GateVectors(settings.form, bench.widths, 0).to("cuda")
+    objective, draws = Objective(pipe, pictures(), bench, vectors), Draws(pictures(), PLACES, settings)
+    work = Work(objective, settings.hinge, settings.margin)
+    recorded = Recorded(work)
+    for step in range(6):
+        noise = Noise(torch.rand(6), torch.randn(6, 4, 8, 8))
+        batch = objective.placed(draws.batch(2 + step % 2, 6, Random(step)), noise)
+        errors = recorded(batch).clone()
+        assert vectors.values.grad is not None
+        gradient = vectors.values.grad.clone()
+        assert torch.allclose(work(batch), errors, rtol=1e-4)
+        assert torch.allclose(vectors.values.grad, gradient, rtol=1e-3, atol=1e-6)
+    bench.leave()
 
 
 def test_bad_settings_are_refused() -> None:

@@ -47,8 +47,8 @@ class Shot:
     caption: str
 
 
-def shots(concept: Concept, store: Store) -> list[Shot]:
-    """The pictures of a concept; equal concepts and stores give equal pictures.
+def shots(concept: Concept, store: Store, count: int = PICTURES) -> list[Shot]:
+    """``count`` pictures of a concept; equal concepts and stores give equal pictures.
 
     Raises:
         TrainingError: The store lacks a drawing.
@@ -58,7 +58,7 @@ def shots(concept: Concept, store: Store) -> list[Shot]:
     styles = (concept.artwork,) if concept.artwork else BASE_STYLES
     shown = _shown(concept, drawings, store, rng)
     found = []
-    for number in range(PICTURES):
+    for number in range(count):
         style = styles[number % len(styles)]
         slugs = concept.subjects or (shown[number % len(shown)],)
         try:

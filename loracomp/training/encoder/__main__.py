@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,16 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--steps", type=int, default=10_000)
         command.add_argument("--batch", type=int, default=512)
         command.add_argument("--every", type=int, default=200, help="steps between measurements")
-        command.add_argument("--width", type=int, default=128)
-        command.add_argument("--layers", type=int, default=3)
+        command.add_argument("--width", type=int, default=96)
+        command.add_argument("--layers", type=int, default=2)
         command.add_argument("--split", default="test", choices=("validation", "test"))
         command.add_argument("--jobs", type=int, help="processes that read adapters")
+        command.add_argument("--without", choices=("weights", "drawn"), help="a way of reading to leave out")
+        command.add_argument("--wide", type=int, default=20_000, help="concepts of words and pictures alone")
+        command.add_argument(
+            "--words", default="all", choices=("all", "train"), help="what these are made of"
+        )
+        command.add_argument("--artwork", type=Path, default=Path(".data"), help="folder of icons.json.xz")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--device")
     args = parser.parse_args(arguments)
@@ -51,7 +58,6 @@ def _device() -> str:
 
 def _prepared(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     """Corpus, collection, text encoder and tensors; features that are missing are made."""
-    from loracomp.formats import shipped_folder
     from loracomp.retrieval.bank import text_states
     from loracomp.retrieval.building import build
     from loracomp.retrieval.collection import Collection
@@ -62,11 +68,64 @@ def _prepared(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     files = [entry.file for entry in corpus.entries]
     done = build(files, collection, base=args.base, base_folder=args.base_folder, jobs=args.jobs)
     print(f"features: {done.added} new, {done.unchanged} there, {len(done.dead)} not readable")
-    folder = args.base_folder or shipped_folder(args.base)
-    if folder is None:
-        raise TrainingError(f"{args.base}: name its folder with --base-folder")
+    if args.without != "drawn":
+        _drawn(args, collection)
+    folder = _folder(args)
     states = text_states(args.base, folder)
     return corpus, collection, folder, material(corpus, collection, args.base, states)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """Where the base is."""
+    from loracomp.formats import shipped_folder
+
+    folder: Path | None = args.base_folder or shipped_folder(args.base)
+    if folder is None:
+        raise TrainingError(f"{args.base}: name its folder with --base-folder")
+    return folder
+
+
+def _artist(args: argparse.Namespace) -> Any:
+    """The base, ready to draw with one adapter at a time."""
+    from loracomp.alone import open_alone
+
+    return open_alone(args.base, str(args.base_folder or args.base), device=args.device)
+
+
+def _drawn(args: argparse.Namespace, collection: Any) -> None:
+    """Draws with the adapters that were not drawn with yet."""
+    from loracomp.retrieval.drawing import draw, undrawn
+
+    if args.base not in undrawn(collection):
+        return
+    done = draw(collection, _artist(args))
+    print(f"drawings: {done.drawn} new, {len(done.failed)} failed")
+
+
+def _further(args: argparse.Namespace, found: Any) -> Any:
+    """The material with what the base draws, and with words and pictures of many more concepts."""
+    import torch.nn.functional as F
+
+    from loracomp.retrieval.bank import text_states
+    from loracomp.retrieval.drawn import base_drawings
+    from loracomp.retrieval.towers import PICTURE
+    from loracomp.training.corpus.store import read_plan
+    from loracomp.training.encoder import wide
+    from loracomp.training.glyph import store
+
+    plain = base_drawings(_artist(args))
+    small = F.interpolate(plain.float(), size=PICTURE, mode="area").round().to(plain.dtype)
+    found = replace(found, plain=small)
+    if not args.wide:
+        return found
+    kept = args.out / f"wide-{args.words}-{args.wide}.safetensors"
+    if not kept.is_file():
+        artwork = store.load(args.artwork)
+        concepts = wide.random_concepts(artwork, read_plan(args.corpus).concepts, args.wide, args.words)
+        states = text_states(args.base, _folder(args))
+        args.out.mkdir(parents=True, exist_ok=True)
+        wide.save(wide.gathered(concepts, artwork, plain, states, found.common, args.jobs or 1), kept)
+    return replace(found, wide=wide.load(kept))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -74,7 +133,11 @@ def _train(args: argparse.Namespace) -> None:
     from loracomp.training.encoder.train import Settings, train
 
     _, collection, _, found = _prepared(args)
-    config = EncoderConfig(args.base, collection.banks[args.base].width, args.width, args.layers)
+    reads = {"weights": args.without != "weights", "drawn": args.without != "drawn"}
+    if reads["drawn"]:
+        found = _further(args, found)
+    width = collection.banks[args.base].width
+    config = EncoderConfig(args.base, width, args.width, args.layers, **reads)
     settings = Settings(args.steps, args.minutes, args.batch, every=args.every, seed=args.seed)
     encoder = train(found, config, settings, args.out, args.device)
     path = args.out / f"{args.base}.safetensors"

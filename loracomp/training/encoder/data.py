@@ -26,6 +26,7 @@ from loracomp.retrieval.features import features
 from loracomp.retrieval.sites import SiteTable, site_table
 from loracomp.retrieval.towers import PICTURE, Batch, batch
 from loracomp.training.corpus.store import CONCEPTS, TABLE
+from loracomp.training.encoder.wide import Wide
 
 SPLITS = ("train", "validation", "test", "other")
 """``other``: a training concept with a seed that is not for training; it is in the gallery alone."""
@@ -99,6 +100,8 @@ class Material:
         names: Names of the concepts.
         common: What was taken off the text states, shape (d,).
         files: The adapters' files.
+        plain: What the base alone draws, shape (8, 3, 64, 64), uint8; None where nothing was drawn.
+        wide: Further words and pictures; None for none.
     """
 
     table: SiteTable
@@ -112,6 +115,8 @@ class Material:
     names: tuple[str, ...]
     common: Tensor
     files: tuple[Path, ...]
+    plain: Tensor | None = None
+    wide: Wide | None = None
 
     def members(self, split: str) -> Tensor:
         """Positions of the adapters of a split."""
@@ -127,7 +132,9 @@ class Material:
     def to(self, device: torch.device | str) -> Material:
         """The material on another device."""
         moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, Batch))
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, (Tensor, Batch, Wide))
         }
         return replace(self, **moved)
 

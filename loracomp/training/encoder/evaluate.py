@@ -23,7 +23,7 @@ def adapter_vectors(towers: Towers, rows: Batch) -> Tensor:
     parts = []
     for start in range(0, len(rows), _ROWS):
         places = torch.arange(start, min(start + _ROWS, len(rows)), device=rows.present.device)
-        parts.append(towers.adapter(rows[places]))
+        parts.append(towers.adapters(rows[places]))
     return torch.cat(parts).float()
 
 
@@ -96,7 +96,7 @@ def text_scores(towers: Towers, material: Material, split: str, gallery: Tensor)
 def image_scores(towers: Towers, material: Material, split: str, gallery: Tensor) -> Scores:
     """Scores of pictures."""
     wanted = _of(material.shown, material.unseen(split))
-    vectors = [towers.image(material.pictures[part].float() / 255) for part in wanted.split(_ROWS)]
+    vectors = [towers.images(material.pictures[part].float() / 255) for part in wanted.split(_ROWS)]
     found = torch.cat(vectors) if vectors else torch.zeros(0, gallery.shape[1])
     return Scores(found @ gallery.T, material.shown[wanted])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -51,4 +53,4 @@ def thinned(rows: Batch, patterns: Tensor, cross: Tensor, source: torch.Generato
     present = rows.present & kept.to(rows.present.device)
     present = torch.where(present.any(1, keepdim=True), present, rows.present)
     heard = rows.heard & (present & cross.to(present.device)).any(1)
-    return Batch(present, rows.sites, rows.spoken, heard)
+    return replace(rows, present=present, heard=heard)

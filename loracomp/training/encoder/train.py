@@ -16,11 +16,10 @@ from torch import Tensor
 
 from loracomp.errors import TrainingError
 from loracomp.retrieval.encoder import Calibration, LearnedEncoder, Towers
-from loracomp.retrieval.towers import Batch, EncoderConfig
+from loracomp.retrieval.towers import EncoderConfig
 from loracomp.training.encoder.data import Material
 from loracomp.training.encoder.evaluate import calibrate, text_to_adapter
-from loracomp.training.encoder.losses import agreement, symmetric, within
-from loracomp.training.encoder.masks import keeps, thinned
+from loracomp.training.encoder.objective import Drawing, Objective
 
 CHECKPOINT = "last.pt"
 
@@ -73,16 +72,22 @@ class Run:
         )
         self.draws = torch.Generator().manual_seed(settings.seed)
         self.noise = torch.Generator(device).manual_seed(settings.seed)
-        self.patterns = keeps(material.table)
-        self.cross = torch.zeros(len(material.table), dtype=torch.bool)
-        self.cross[list(material.table.cross)] = True
+        how = Drawing(settings.batch, settings.jitter, settings.noise)
+        self.objective = Objective(self.material, self.towers, how, self.draws, self.noise)
         self.step, self.seconds, self.best, self.waited = 0, 0.0, -1.0, 0
         self.kept = {key: value.clone() for key, value in self.towers.state_dict().items()}
         self.history: list[dict[str, float]] = []
 
     @torch.no_grad()
     def _standardize(self) -> None:
-        """Middle and spread of each layer's numbers over the training adapters that change it."""
+        """Middle and spread of each layer's numbers over the training adapters that change it; the base."""
+        self.towers.common.copy_(self.material.common)
+        if self.towers.drawn is not None:
+            if self.material.plain is None:
+                raise TrainingError("nothing was drawn with the adapters; draw first, or train without")
+            self.towers.drawn.plain.copy_(self.material.plain.float() / 255)
+        if self.towers.adapter is None:
+            return
         rows = self.material.rows[self.material.members("train")]
         present = rows.present[..., None].float()
         count = present.sum(0).clamp_min(1)
@@ -96,7 +101,6 @@ class Run:
         tower.middle.copy_(total / count)
         spread = (squares / count - tower.middle.square()).clamp_min(0).sqrt()
         tower.spread.copy_(torch.where(spread > 1e-4, spread, 1.0))
-        self.towers.common.copy_(self.material.common)
 
     def rate(self) -> float:
         """Share of the largest learning rate at this step: linear warm-up, then a half cosine."""
@@ -108,7 +112,7 @@ class Run:
         self.towers.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * self.rate()
-        loss = self._loss()
+        loss = self.objective()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.towers.parameters(), 1.0)
@@ -119,51 +123,6 @@ class Run:
                 kept.lerp_(new, 1 - share)
         self.step += 1
         return float(loss.detach())
-
-    def _loss(self) -> Tensor:
-        m, scale = self.material, self.towers.scale()
-        train = m.members("train")
-        rows = train[torch.randint(len(train), (self.settings.batch,), generator=self.draws).to(train.device)]
-        concepts = m.concepts[rows]
-        first, second = (self.towers.adapter(self._changed(m.rows[rows])) for _ in range(2))
-        texts = self._drawn(m.spoken, concepts)
-        said = self.towers.text(m.states[texts])
-        loss = symmetric(first, said, concepts[:, None] == m.spoken[texts], scale)
-        loss = loss + within(torch.cat([first, second]), concepts.repeat(2), scale)
-        if len(m.shown):
-            chosen = self._drawn(m.shown, concepts)
-            seen = self.towers.image(self._flipped(m.pictures[chosen].float() / 255))
-            loss = loss + symmetric(first, seen, concepts[:, None] == m.shown[chosen], scale)
-            loss = loss + 0.5 * symmetric(said, seen, m.spoken[texts][:, None] == m.shown[chosen], scale)
-        return loss + 0.1 * agreement(first, second)
-
-    def _drawn(self, owners: Tensor, concepts: Tensor) -> Tensor:
-        """One item of each concept, at random; of any where a concept has none."""
-        noise = torch.rand(len(concepts), len(owners), generator=self.noise, device=self.device)
-        return noise.masked_fill(owners[None] != concepts[:, None], -1.0).argmax(1)
-
-    def _flipped(self, pictures: Tensor) -> Tensor:
-        mirrored = torch.rand(len(pictures), 1, 1, 1, generator=self.noise, device=self.device) < 0.5
-        return torch.where(mirrored, pictures.flip(3), pictures)
-
-    def _changed(self, rows: Batch) -> Batch:
-        """Layers left out, strength and signs changed, noise on the numbers."""
-        kept = thinned(rows, self.patterns, self.cross, self.draws)
-        sites, spoken = kept.sites.float(), kept.spoken.float().clone()
-        louder = torch.randn(len(rows), 1, 1, generator=self.noise, device=self.device)
-        louder = louder * self.settings.jitter
-        sites = torch.cat([sites[..., :3] + louder, sites[..., 3:]], 2)
-        noise = torch.randn(sites.shape, generator=self.noise, device=self.device)
-        sites = sites + self.settings.noise * self.towers.adapter.spread * noise
-        if spoken.shape[1]:
-            # A direction and its echo may change sign together; the pull is an echo of the common state.
-            draws = torch.rand(spoken.shape[:2], generator=self.noise, device=self.device)
-            signs = torch.where(draws < 0.5, -1.0, 1.0)
-            signs[:, :: spoken.shape[1] // 2] = 1
-            spoken[..., :-1] *= signs[..., None]
-            spoken[..., -1:] += louder / 4
-        silent = torch.rand(len(rows), generator=self.noise, device=self.device) < 0.15
-        return Batch(kept.present, sites, spoken, kept.heard & ~silent)
 
     def measure(self) -> float:
         """Recall@10 of texts of unseen validation concepts, and whether the weights are the best so far."""

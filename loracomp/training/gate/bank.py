@@ -29,23 +29,6 @@ class Turn:
     gates: Mapping[str, rule.Vectors] | None
 
 
-def added(
-    form: Form,
-    count: int,
-    vectors: rule.Vectors,
-    y: Tensor,
-    hidden: Tensor,
-    up: Tensor,
-    downs: Tensor,
-    owner: Tensor,
-) -> Tensor:
-    """What ``count`` gated adapters of one rank add to a layer's output ``y``, shape (S, tokens, d)."""
-    rank = hidden.shape[-1] // count
-    spans = [(i * rank, (i + 1) * rank) for i in range(count)]
-    stack = outputs.Stack.of(form, up, downs.transpose(2, 3).flatten(3).flatten(1, 2), spans, owner)
-    return rule.update(form, vectors, y, stack.extended(form, hidden, None)[0], stack)
-
-
 class Site:
     """One layer of the denoiser with the updates of all adapters.
 
@@ -82,7 +65,7 @@ class Site:
         if turn is None:
             return None
         x = inputs[0]
-        tokens = y.flatten(2).mT.contiguous() if self.kernel else y
+        tokens = y.flatten(2).mT if self.kernel else y
         hidden, up = self._hidden(x, turn.chosen), self.ups[turn.chosen].flatten(1, 2).mT
         if turn.gates is None:
             added = hidden @ up.mT
@@ -92,8 +75,11 @@ class Site:
 
     def _gated(self, vectors: rule.Vectors, y: Tensor, hidden: Tensor, up: Tensor, downs: Tensor) -> Tensor:
         count = hidden.shape[-1] // self.rank
+        spans = [(i * self.rank, (i + 1) * self.rank) for i in range(count)]
         owner = self.bench.owner(count, up.device)
-        return self.bench.added(self.bench.form, count, vectors, y, hidden, up, downs, owner)
+        form, down = self.bench.form, downs.transpose(2, 3).flatten(3).flatten(1, 2)
+        stack = outputs.Stack.of(form, up, down, spans, owner)
+        return rule.update(form, vectors, y, stack.extended(form, hidden, None)[0], stack)
 
     def _hidden(self, x: Tensor, chosen: Tensor) -> Tensor:
         """Hidden values of all ranks, shape (S, tokens, N · r)."""
@@ -118,27 +104,12 @@ class Bench:
         adapters: All adapters.
         layers: The pipeline's layers by path.
         form: The gate's form.
-        compiled: Whether the gate's arithmetic is compiled: a minute at the start, then a fraction of the
-            memory traffic.
     """
 
     def __init__(
-        self,
-        name: str,
-        adapters: Sequence[Adapter],
-        layers: Mapping[str, nn.Module],
-        form: Form,
-        compiled: bool = False,
+        self, name: str, adapters: Sequence[Adapter], layers: Mapping[str, nn.Module], form: Form
     ) -> None:
         self.form = form
-        self.added = added
-        if compiled:
-            import torch._dynamo.config as dynamo
-
-            dynamo.recompile_limit = max(
-                dynamo.recompile_limit, 64
-            )  # one graph per N, with gradients and without
-            self.added = torch.compile(added, dynamic=True)
         self.turn: Turn | None = None
         self._owners: dict[int, Tensor] = {}
         paths = dict.fromkeys(path for adapter in adapters for path in adapter.layers)

@@ -25,7 +25,7 @@ class Batch:
         chosen: Adapters of each sample, shape (S, N).
         picture: Which picture is diffused, shape (S,).
         words: Which caption is said, shape (S,); the caption behind the last one is empty.
-        kind: :data:`WHOLE`, :data:`SOLO` or :data:`OTHER`, shape (S,).
+        kind: :data:`WHOLE`, :data:`SOLO` or :data:`OTHER`, shape (S,); those of :data:`SOLO` come first.
         asked: Place among the sample's adapters of the first one that the picture is of, shape (S,).
     """
 
@@ -72,13 +72,12 @@ class Draws:
         return found
 
     def batch(self, count: int, size: int, rng: Random) -> Batch:
-        """``size`` samples of ``count`` adapters."""
-        rows = [self._sample(count, rng) for _ in range(size)]
+        """``size`` samples of ``count`` adapters, of each kind as many as its share, the solo ones first."""
+        rows = [self._sample(count, kind, rng) for kind in self._kinds(count, size)]
         return Batch(*(torch.tensor(part) for part in zip(*rows, strict=True)))
 
-    def _sample(self, count: int, rng: Random) -> tuple[list[int], int, int, int, int]:
+    def _sample(self, count: int, kind: int, rng: Random) -> tuple[list[int], int, int, int, int]:
         sizes = [size for size in self.by_size if 1 < size <= count]
-        kind = self._kind(count, rng) if sizes else SOLO
         size = 1
         if kind == WHOLE:
             # Mostly as many concepts as fit, now and then fewer, so that some adapters are not asked for.
@@ -96,8 +95,10 @@ class Draws:
         chosen = [rng.choice(self.adapters[name]) for name in names]
         return chosen, picture, words, kind, names.index(parts[0])
 
-    def _kind(self, count: int, rng: Random) -> int:
-        chance, solo = rng.random(), self.settings.solo
-        if count == 1 or chance >= solo:
-            return SOLO if count == 1 else WHOLE
-        return OTHER if self.settings.hinge and chance < solo / 3 else SOLO
+    def _kinds(self, count: int, size: int) -> list[int]:
+        """Equal numbers in every step, so that the work of a step can be recorded."""
+        if not any(1 < parts <= count for parts in self.by_size):
+            return [SOLO] * size
+        other = round(size * self.settings.solo / 3) if self.settings.hinge else 0
+        solo = round(size * self.settings.solo) - other
+        return [SOLO] * solo + [OTHER] * other + [WHOLE] * (size - solo - other)

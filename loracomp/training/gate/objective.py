@@ -27,6 +27,25 @@ class Noise:
     values: Tensor
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A batch with its noise on the device; see :class:`Batch` and :class:`Noise`.
+
+    Attributes:
+        words: Row of each sample's caption among the distinct ones.
+        solo: How many samples, the first ones, ask for one adapter alone.
+    """
+
+    chosen: Tensor
+    picture: Tensor
+    words: Tensor
+    kind: Tensor
+    asked: Tensor
+    level: Tensor
+    values: Tensor
+    solo: int
+
+
 class GateVectors(nn.Module):
     """All layers' vectors side by side, shape (rows, sum of widths), as one parameter.
 
@@ -87,39 +106,43 @@ class Objective:
         if self.prediction != "flow":
             self.alphas = scheduler.alphas_cumprod.to(self.device, torch.float32)
 
-    def errors(self, batch: Batch, noise: Noise, gated: bool = True) -> Tensor:
+    def placed(self, batch: Batch, noise: Noise) -> Placed:
+        """The batch on the device."""
+        parts = (batch.chosen, batch.picture, self.words[batch.words], batch.kind, batch.asked)
+        chosen, picture, words, kind, asked = (part.to(self.device) for part in parts)
+        level, values = noise.level.to(self.device), noise.values.to(self.device)
+        solo = int((batch.kind == SOLO).sum())
+        return Placed(chosen, picture, words, kind, asked, level, values, solo)
+
+    def errors(self, batch: Placed, gated: bool = True) -> Tensor:
         """Mean squared error of each sample, shape (S,).
 
         Args:
             batch: The samples.
-            noise: Their noise.
             gated: Whether the gate acts; otherwise the adapters are summed.
         """
-        clean = self.latents[batch.picture.to(self.device)].float()
-        times, noisy, target = self._diffused(clean, noise)
-        states = {name: state[self.words[batch.words].to(self.device)] for name, state in self.states.items()}
+        clean = self.latents[batch.picture].float()
+        times, noisy, target = self._diffused(clean, batch)
+        states = {name: state[batch.words] for name, state in self.states.items()}
         states["side"] = torch.full((len(times),), float(8 * clean.shape[-1]), device=self.device)
-        chosen = batch.chosen.to(self.device)
-        solo = (batch.kind == SOLO).nonzero()[:, 0].to(self.device)
-        if len(solo):
-            own = chosen[solo].gather(1, batch.asked.to(self.device)[solo, None])
-            some = {name: state[solo] for name, state in states.items()}
+        if batch.solo:
+            own = batch.chosen[: batch.solo].gather(1, batch.asked[: batch.solo, None])
+            some = {name: state[: batch.solo] for name, state in states.items()}
             with torch.no_grad():
-                target = target.clone()
-                target[solo] = self._predict(Turn(own, None), noisy[solo], times[solo], some).float()
+                alone = self._predict(Turn(own, None), noisy[: batch.solo], times[: batch.solo], some).float()
+                target = torch.cat([alone, target[batch.solo :]])
         gates = self.vectors.at(times / self.levels, self.dtype) if gated else None
-        found = self._predict(Turn(chosen, gates), noisy, times, states)
+        found = self._predict(Turn(batch.chosen, gates), noisy, times, states)
         return losses.weighted_errors(found, target)
 
-    def loss(self, batch: Batch, noise: Noise, hinge: float, margin: float) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Placed, hinge: float, margin: float) -> tuple[Tensor, Tensor]:
         """The mean loss, and each sample's error without gradient."""
-        errors = self.errors(batch, noise)
-        kind = batch.kind.to(self.device)
+        errors = self.errors(batch)
         wrong = hinge * (margin - errors).clamp_min(0)
-        return torch.where(kind == OTHER, wrong, errors).mean(), errors.detach()
+        return torch.where(batch.kind == OTHER, wrong, errors).mean(), errors.detach()
 
-    def _diffused(self, clean: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        level, values = noise.level.to(self.device), noise.values.to(self.device)
+    def _diffused(self, clean: Tensor, batch: Placed) -> tuple[Tensor, Tensor, Tensor]:
+        level, values = batch.level, batch.values
         if self.prediction == "flow":
             return (
                 level * self.levels,
@@ -147,12 +170,8 @@ def _distinct(pictures: Pictures) -> tuple[Tensor, list[str]]:
     return torch.tensor([place[text] for text in (*pictures.captions, "")]), table
 
 
-def kinds(batch: Batch, errors: Tensor) -> dict[str, float]:
+def kinds(batch: Placed, errors: Tensor) -> dict[str, float]:
     """Mean error of each kind of samples that there is."""
     names = {WHOLE: "whole", SOLO: "solo", OTHER: "other"}
-    host = errors.float().cpu()
-    return {
-        name: float(host[batch.kind == kind].mean())
-        for kind, name in names.items()
-        if bool((batch.kind == kind).any())
-    }
+    host, kind = errors.float().cpu(), batch.kind.cpu()
+    return {name: float(host[kind == k].mean()) for k, name in names.items() if bool((kind == k).any())}

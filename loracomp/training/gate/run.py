@@ -19,7 +19,8 @@ from loracomp.fusion.gated import GateWeights
 from loracomp.training import losses
 from loracomp.training.gate import state
 from loracomp.training.gate.draws import WHOLE, Batch, Draws
-from loracomp.training.gate.objective import GateVectors, Noise, Objective, kinds
+from loracomp.training.gate.objective import GateVectors, Noise, Objective, Placed, kinds
+from loracomp.training.gate.recorded import Recorded, Work
 from loracomp.training.gate.settings import Settings
 from loracomp.training.interrupt import InterruptedManyError
 from loracomp.training.loop import Report
@@ -50,6 +51,7 @@ class Run:
         gate: The gate as it is to be saved, with its record; its vectors are replaced.
         report: Told of what happens.
         stop: Asked after each step.
+        graph: Whether steps are recorded as CUDA graphs, one for each number of adapters.
     """
 
     settings: Settings
@@ -60,12 +62,15 @@ class Run:
     gate: GateWeights
     report: Report
     stop: Callable[[], bool]
+    graph: bool = False
 
     def __post_init__(self) -> None:
         values = self.vectors.values
         fused = values.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW([values], lr=self.settings.lr, weight_decay=0.0, fused=fused)
         self.average = values.detach().clone()
+        work = Work(self.learning.objective, self.settings.hinge, self.settings.margin)
+        self.work = Recorded(work) if self.graph else work
         self.step, self.seconds = state.restore(self.out, self.settings, values, self.average, self.optimizer)
 
     def train(self) -> dict[str, Any]:
@@ -79,12 +84,13 @@ class Run:
             while self.step < self.settings.steps and self.seconds < 60 * self.settings.minutes:
                 batch, noise = ahead.pop(0).result()
                 ahead.append(pool.submit(self._drawn, self.step + 3))
-                errors = self._one(batch, noise)
+                placed = self.learning.objective.placed(batch, noise)
+                errors = self._one(placed)
                 self.step += 1
                 self.seconds = time.monotonic() - begun
                 if self.seconds - told > TOLD_SECONDS or self.step == first + 1:
                     told = self.seconds
-                    self._tell(kinds(batch, errors), batch, recent)
+                    self._tell(kinds(placed, errors), placed, recent)
                 if self.step % self.settings.every == 0 and self.held:
                     self.report({"event": "note", "text": f"unseen at {self.step}: {_short(self.measure())}"})
                 if time.monotonic() - saved > SAVE_SECONDS:
@@ -119,16 +125,14 @@ class Run:
         with self._averaged():
             self._gate().save(self.out, steps=self.step, seconds=round(self.seconds, 1))
 
-    def _one(self, batch: Batch, noise: Noise) -> torch.Tensor:
+    def _one(self, batch: Placed) -> torch.Tensor:
         """One optimizer step; the errors of its samples."""
         share = max(self.step / self.settings.steps, self.seconds / (60 * self.settings.minutes))
         rate = (
             self.settings.lr * min(1.0, (self.step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * share))
         )
         self.optimizer.param_groups[0]["lr"] = rate
-        loss, errors = self.learning.objective.loss(batch, noise, self.settings.hinge, self.settings.margin)
-        self.optimizer.zero_grad()
-        loss.backward()
+        errors = self.work(batch)
         torch.nn.utils.clip_grad_norm_([self.vectors.values], 1.0)
         self.optimizer.step()
         decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
@@ -160,9 +164,10 @@ class Run:
                 for number in range(parts):
                     batch = side.draws.batch(count, size, rng)
                     noise = _noise(side.objective, size, 10**9 + 100 * count + number)
+                    placed = side.objective.placed(batch, noise)
                     kept = (batch.kind == WHOLE) if count > 1 else torch.ones(size, dtype=torch.bool)
                     for place, gated in enumerate((True, False)):
-                        errors = side.objective.errors(batch, noise, gated).double().cpu()
+                        errors = side.objective.errors(placed, gated).double().cpu()
                         sums[place] += errors[kept].sum()
                 if not bool(sums.isfinite().all()):
                     raise TrainingError(f"{self.out}: the errors are not finite any more; lower --lr")
@@ -171,7 +176,7 @@ class Run:
                 found[str(count)] = {"gated": gated, "summed": summed, "less": round(less, 3)}
         return found
 
-    def _tell(self, errors: Mapping[str, float], batch: Batch, recent: dict[str, list[float]]) -> None:
+    def _tell(self, errors: Mapping[str, float], batch: Placed, recent: dict[str, list[float]]) -> None:
         for name, value in errors.items():
             recent.setdefault(name, []).append(value)
             del recent[name][:-20]

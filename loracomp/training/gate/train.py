@@ -30,7 +30,7 @@ def train_gate(
     artwork: Path,
     report: Report,
     stop: Callable[[], bool],
-    compiled: bool = False,
+    graph: bool = False,
 ) -> dict[str, Any]:
     """Trains a gate on the adapters of a corpus and writes it to ``out``.
 
@@ -44,7 +44,7 @@ def train_gate(
         artwork: Folder of ``icons.json.xz``, for the scenes that the corpus's folder does not hold yet.
         report: Told of what happens.
         stop: Asked after each step; True saves the state and ends the run.
-        compiled: Compile the gate's arithmetic.
+        graph: Record steps as CUDA graphs.
 
     Returns:
         A summary: steps, seconds, errors on unseen concepts.
@@ -65,7 +65,7 @@ def train_gate(
     everyone = [adapter for table in tables for rows in table.values() for adapter in rows]
     if model.device.type == "cuda":
         model.to(torch.bfloat16)
-    bench = Bench(name, everyone, layers_of(pipe), settings.form, compiled)
+    bench = Bench(name, everyone, layers_of(pipe), settings.form)
     vectors = GateVectors(settings.form, bench.widths, settings.seed).to(model.device)
     sides: list[Side] = []
     start = 0
@@ -80,7 +80,7 @@ def train_gate(
     try:
         gate = GateWeights(settings.form, base, {}, record)
         held = sides[1] if len(sides) > 1 else None
-        run = Run(settings, vectors, sides[0], held, out, gate, report, stop)
+        run = Run(settings, vectors, sides[0], held, out, gate, report, stop, graph)
         prepared = round(time.monotonic() - begun, 1)
         return {"prepared_seconds": prepared, **run.train()}
     finally:
