@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loracomp.cli.index_drawing import Draw, Drawn, Picture, check_drawable, draw_all, write_strip
 from loracomp.cli.screen import Json, emit_json, emit_table, steps_bar
 from loracomp.errors import UsageError
 
@@ -57,6 +58,7 @@ def build(
     base_folder: BaseFolder = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; all cores if left out.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try files again that failed before.")] = False,
+    draw: Draw = False,
     server: Server = None,
     as_json: Json = False,
 ) -> None:
@@ -65,6 +67,8 @@ def build(
 
     if base_folder and not base:
         raise UsageError("--base-folder needs --base: say which base it is, such as --base sdxl")
+    if draw:
+        check_drawable(base, base_folder)
     for folder in folders:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder; name the folder that holds the LoRA files")
@@ -82,13 +86,18 @@ def build(
             retry=retry,
             progress=progress,
         )
+        pictures = draw_all(collection, base, base_folder, as_json) if draw else Drawn()
+        report.version = collection.index.stats()["version"]
     seconds = time.monotonic() - start
     if as_json:
-        emit_json({"index": str(index), **report.to_dict(), "seconds": round(seconds, 2)})
+        more = pictures.to_dict() if draw else {}
+        emit_json({"index": str(index), **report.to_dict(), **more, "seconds": round(seconds, 2)})
     else:
         _print_build(report, index, seconds)
+        pictures.print()
     if report.dead and not report.rows:
         raise typer.Exit(4)
+    pictures.check()
 
 
 def _print_build(report: BuildReport, index: Path, seconds: float) -> None:
@@ -190,15 +199,21 @@ def _print_answer(answer: Answer, explain: bool) -> None:
 @app.command()
 def show(
     adapter: Annotated[str, typer.Argument(help="Id, start of an id, path or name.")],
+    picture: Picture = None,
     index: Place = _DEFAULT,
     server: Server = None,
     as_json: Json = False,
 ) -> None:
     """Show all that the index knows of an adapter."""
+    from loracomp.retrieval.making import was_drawn
+
     with opened(index, server) as collection:
-        row = collection.find(adapter)
+        row = dict(collection.find(adapter))
+        if picture:
+            write_strip(picture, row["name"], collection.pictures(row["id"]))
+    row["drawn"] = was_drawn(row)
     if as_json:
-        emit_json(dict(row))
+        emit_json(row)
     else:
         emit_table("", ["", ""], row.items())
 
@@ -206,14 +221,19 @@ def show(
 @app.command()
 def stats(index: Place = _DEFAULT, server: Server = None, as_json: Json = False) -> None:
     """Say how much is in an index, for which bases, and what could not be read."""
+    from loracomp.retrieval.making import was_drawn
+
     with opened(index, server) as collection:
         counts: dict[str, int] = {}
-        for row in collection.index.scan(columns=("base",)):
+        drawn = 0
+        for row in collection.index.scan(columns=("base", "encoder")):
             counts[row["base"]] = counts.get(row["base"], 0) + 1
+            drawn += was_drawn(row)
         dead = {seen.path: seen.error for seen in collection.journal.dead()}
         facts = {
             **collection.index.stats(),
             "bases": counts,
+            "drawn": drawn,
             "text_probes": sorted(collection.banks),
             "encoders": {base: encoder.name for base, encoder in collection.encoders.items()},
             "shards": len(collection.store.shards),

@@ -87,7 +87,7 @@ def build(
         collection.add_bank(base or "glyph", base_folder if base else None)
         report = BuildReport(files=len(files))
         if collection.indexed:
-            report.renewed = collection.synchronize(_removed(collection))
+            report.renewed = collection.synchronize(collection.removed())
         todo = list(_todo(files, collection, retry, report))
         workers = min(jobs or cores(), max(len(todo) // 2, 1))
         if jobs is None and len(todo) < _PARALLEL_FROM:
@@ -105,11 +105,6 @@ def build(
             stats = collection.index.stats()
             report.rows, report.version = stats["rows"], stats["version"]
         return report
-
-
-def _removed(collection: Collection) -> set[str]:
-    """Ids that no file stands for: taken out on purpose, replaced, or cut off before they were noted."""
-    return set(collection.store.latest()) - {seen.id for seen in collection.journal.seen.values()}
 
 
 def _todo(
@@ -186,6 +181,7 @@ def _keep(
             fresh.setdefault(result.facts.base, []).append(result)
             new.add(id_)
     for base, found in fresh.items():
+        fresh[base] = found = _with_pictures(found, collection)
         bank = collection.banks.get(base)
         collection.store.write(found, bank.digest if bank else "")
     replaced = {before.id for path, _ in batch if (before := collection.journal.seen.get(path)) and before.id}
@@ -196,6 +192,17 @@ def _keep(
         collection.index.upsert(rows(found, base, collection.banks, collection.encoders))
     replaced -= {seen.id for seen in collection.journal.seen.values()}
     collection.index.delete(sorted(replaced))
+
+
+def _with_pictures(found: Sequence[Encoded], collection: Collection) -> list[Encoded]:
+    """Rows of weights that were encoded anew, with the pictures that were drawn of them before."""
+    known = collection.store.pictures(row.facts.id for row in found)
+    return [
+        replace(row, features=replace(row.features, drawn=known[row.facts.id]()))
+        if row.facts.id in known
+        else row
+        for row in found
+    ]
 
 
 def remove(collection: Collection, ids: Sequence[str]) -> int:

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from loracomp.bases import get_base
 from loracomp.errors import FormatError, ResourceError, UsageError
 from loracomp.formats import shipped_folder
@@ -119,9 +121,18 @@ class Collection:
         self.banks[base] = load_bank(place / f"{base}.safetensors")
         return self.banks[base]
 
-    def fresh(self, base: str) -> str:
-        """Name of what rows of a base are made with now."""
-        return encoder_name(base, self.banks, self.encoders)
+    def fresh(self, base: str, drawn: bool = False) -> str:
+        """Name of what rows of a base are made with now, of adapters that were drawn with or not."""
+        return encoder_name(base, self.banks, self.encoders, drawn)
+
+    def removed(self) -> set[str]:
+        """Ids that no file stands for: taken out on purpose, replaced, or cut off before they were noted."""
+        return set(self.store.latest()) - {seen.id for seen in self.journal.seen.values()}
+
+    def pictures(self, id_: str) -> Tensor | None:
+        """What an adapter draws unasked, (8, 3, 64, 64), uint8; None where it was not drawn with."""
+        found = self.store.pictures([id_]).get(id_)
+        return found() if found else None
 
     def synchronize(self, removed: set[str] | None = None) -> int:
         """Brings the index up to the shards: adds what it lacks, renews what is out of date.
@@ -136,9 +147,9 @@ class Collection:
         latest = self.store.latest()
         stale = {
             id_
-            for id_, (shard, _) in latest.items()
+            for id_, (shard, row) in latest.items()
             if id_ not in (removed or ())
-            and (id_ not in there or there[id_]["encoder"] != self.fresh(shard.base))
+            and (id_ not in there or there[id_]["encoder"] != self.fresh(shard.base, row in shard.drawn))
         }
         held: list[Row] = []
         for shard, found in self.store.rows(stale):

@@ -7,17 +7,14 @@ all adapters, are therefore features like the others, and the index's thumbnails
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from loracomp.adapter import Adapter
-from loracomp.fusion import Program
-from loracomp.pipeline import attach, detach
 from loracomp.retrieval.towers import PICTURE
 
 WORDS = (
@@ -34,72 +31,60 @@ WORDS = (
 SEED = 7_000
 
 
-def draw_probes(
-    pipe: Any,
-    adapters: Sequence[Adapter],
-    *,
-    accelerator: Adapter | None = None,
-    batch: int = 32,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    **settings: Any,
-) -> Tensor:
-    """Pictures of each adapter alone, shape (adapters, :data:`WORDS`, 3, 64, 64), uint8.
+class Artist(Protocol):
+    """Draws with one adapter at a time; :class:`loracomp.alone.Alone` does."""
 
-    Several adapters are drawn with at once, each picture with its own
-    (per-sample mixtures of :func:`loracomp.pipeline.attach`).
+    @property
+    def base(self) -> str:
+        """Base whose adapters it draws with."""
 
-    Args:
-        pipe: The adapters' base.
-        adapters: The adapters, at strength 1.
-        accelerator: An adapter of few steps that is there in all pictures.
-        batch: Pictures at once, about.
-        progress: Told (adapters done, of).
-        **settings: Arguments of the pipeline's call: steps, guidance.
+    @property
+    def batch(self) -> int:
+        """Images that it draws at once."""
+
+    def __call__(
+        self, adapters: Sequence[Adapter], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Any]:
+        """PIL images, adapter by adapter and in the order of the prompts, each with its prompt's seed.
+
+        Raises:
+            BaseMismatchError: An adapter does not fit the base.
+            FloatingPointError: An image has values that are not finite.
+        """
+
+    def plain(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+        """PIL images of the base without any adapter."""
+
+
+def draw_probes(artist: Artist, adapters: Sequence[Adapter]) -> Tensor:
+    """Pictures of each adapter alone at strength 1, shape (adapters, :data:`WORDS`, 3, 64, 64), uint8.
+
+    Raises:
+        BaseMismatchError: An adapter does not fit the base.
+        FloatingPointError: A picture has values that are not finite.
     """
-    found = []
-    for group in _groups(adapters, max(1, batch // len(WORDS))):
-        found.append(_drawn(pipe, group, accelerator, settings))
-        progress(sum(map(len, found)), len(adapters))
-    return torch.cat(found) if found else torch.zeros(0, len(WORDS), 3, PICTURE, PICTURE, dtype=torch.uint8)
+    if not adapters:
+        return torch.zeros(0, len(WORDS), 3, PICTURE, PICTURE, dtype=torch.uint8)
+    images = artist(adapters, WORDS, range(SEED, SEED + len(WORDS)))
+    small = torch.from_numpy(np.stack([_small(image) for image in images]))
+    return small.permute(0, 3, 1, 2).reshape(len(adapters), len(WORDS), 3, PICTURE, PICTURE).contiguous()
 
 
-def _groups(adapters: Sequence[Adapter], size: int) -> Iterator[Sequence[Adapter]]:
-    for start in range(0, len(adapters), size):
-        yield adapters[start : start + size]
+def base_drawings(artist: Artist) -> Tensor:
+    """The same pictures of the base alone, at their full size: shape (:data:`WORDS`, 3, H, W), uint8."""
+    images = artist.plain(WORDS, range(SEED, SEED + len(WORDS)))
+    levels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(levels).permute(0, 3, 1, 2)
 
 
-@torch.inference_mode()
-def _drawn(pipe: Any, group: Sequence[Adapter], fast: Adapter | None, settings: dict[str, Any]) -> Tensor:
-    words, count = len(WORDS), len(group)
-    alone = [tuple(float(i == j) for j in range(count)) for i in range(count) for _ in range(words)]
-    programs = [Program("merge", (*row, 1.0) if fast else row) for row in alone]
-    sources = [torch.Generator().manual_seed(SEED + k) for _ in range(count) for k in range(words)]
-    pipe.set_progress_bar_config(disable=True)
-    attach(pipe, [*group, fast] if fast else group, programs)
-    try:
-        images = pipe(list(WORDS) * count, generator=sources, **settings).images
-    finally:
-        detach(pipe)
-    small = [_small(image) for image in images]
-    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).reshape(count, words, 3, PICTURE, PICTURE)
+def strip(drawn: Tensor) -> Any:
+    """The pictures (n, 3, height, width) of an adapter side by side as one PIL image."""
+    from PIL import Image
+
+    return Image.fromarray(drawn.permute(2, 0, 3, 1).flatten(1, 2).numpy())
 
 
 def _small(image: Any) -> Any:
-    size = (PICTURE, PICTURE)
-    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+    from PIL import Image
 
-
-@torch.inference_mode()
-def base_drawings(pipe: Any, *, accelerator: Adapter | None = None, **settings: Any) -> Tensor:
-    """The same pictures of the base alone, at their full size: shape (:data:`WORDS`, 3, H, W), uint8."""
-    sources = [torch.Generator().manual_seed(SEED + k) for k in range(len(WORDS))]
-    if accelerator:
-        attach(pipe, [accelerator])
-    try:
-        images = pipe(list(WORDS), generator=sources, **settings).images
-    finally:
-        if accelerator:
-            detach(pipe)
-    return torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).permute(
-        0, 3, 1, 2
-    )
+    return np.asarray(image.convert("RGB").resize((PICTURE, PICTURE), Image.Resampling.BICUBIC))

@@ -17,6 +17,7 @@ from loracomp.retrieval.features import VERSION, Features
 from loracomp.retrieval.index import Row
 
 FREE = f"free-{VERSION}"
+_DRAWN = "drawn"
 
 
 class Encoder(Protocol):
@@ -34,14 +35,23 @@ class Encoder(Protocol):
         """Unit vectors (adapters, 512); NaN for an adapter of which it can read nothing."""
 
 
-def encoder_name(base: str, banks: Mapping[str, ProbeBank], encoders: Mapping[str, Encoder]) -> str:
-    """What rows of a base are made with; a row with another name is out of date."""
+def encoder_name(
+    base: str, banks: Mapping[str, ProbeBank], encoders: Mapping[str, Encoder], drawn: bool = False
+) -> str:
+    """What rows of a base are made with, with pictures or without; a row with another name is out of date."""
     parts = [FREE]
     if base in banks:
         parts.append(banks[base].digest)
     if base in encoders:
         parts.append(encoders[base].name)
+    if drawn:
+        parts.append(_DRAWN)
     return "+".join(parts)
+
+
+def was_drawn(row: Row) -> bool:
+    """Whether a row was made with pictures of what its adapter draws."""
+    return str(row["encoder"]).split("+")[-1] == _DRAWN
 
 
 def rows(
@@ -62,11 +72,12 @@ def rows(
     """
     encoder = encoders.get(base)
     learned = encoder.adapters([item.features for item in found]) if encoder else None
-    name = encoder_name(base, banks, encoders)
+    names = [encoder_name(base, banks, encoders, drawn) for drawn in (False, True)]
     out: list[Row] = []
     for place, item in enumerate(found):
         old = (kept or {}).get(item.facts.id, {})
         row: dict[str, Any] = asdict(item.facts)
+        name = names[item.features.drawn is not None]
         row |= {"encoder": name, "quarantine": old.get("quarantine", 0)}
         row |= {"added": old.get("added", int(time.time()))}
         row["v_update"] = _unit(item.features.whole).numpy()

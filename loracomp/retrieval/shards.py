@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from loracomp.retrieval.textprobes import TextBlock
 
 _BY_SITE = ("spectra", "sketch", "out", "into")
 _TEXT = ("energy", "listen", "pull", "echo")
+_DRAWN, _PICTURES = "drawn.rows", "drawn.pictures"
 _ENDING = ".safetensors"
 
 
@@ -40,6 +41,9 @@ def pack(rows: Sequence[Features]) -> dict[str, Tensor]:
         tensors["spoken"] = torch.tensor(spoken)
         for name in _TEXT:
             tensors[f"text.{name}"] = torch.stack([getattr(rows[p].text, name).half() for p in spoken])
+    drawn = {place: row.drawn for place, row in enumerate(rows) if row.drawn is not None}
+    if drawn:
+        tensors |= {_DRAWN: torch.tensor(list(drawn)), _PICTURES: torch.stack(list(drawn.values()))}
     return tensors
 
 
@@ -47,6 +51,7 @@ def unpack(tensors: dict[str, Tensor]) -> list[Features]:
     """What :func:`pack` packed, its text blocks in half precision's numbers."""
     present, places = tensors["present"], tensors["places"]
     spoken = {int(p): n for n, p in enumerate(tensors["spoken"])} if "spoken" in tensors else {}
+    drawn = {int(p): tensors[_PICTURES][n] for n, p in enumerate(tensors.get(_DRAWN, ()))}
     out = []
     for row in range(len(present)):
         parts = {}
@@ -57,7 +62,8 @@ def unpack(tensors: dict[str, Tensor]) -> list[Features]:
         text = None
         if row in spoken:
             text = TextBlock(*(tensors[f"text.{name}"][spoken[row]].float() for name in _TEXT))
-        out.append(Features(present[row], whole=tensors["whole"][row], text=text, **parts))
+        whole = tensors["whole"][row]
+        out.append(Features(present[row], whole=whole, text=text, drawn=drawn.get(row), **parts))
     return out
 
 
@@ -71,6 +77,7 @@ class Shard:
         base: Base of all its adapters.
         bank: Digest of the probe bank, empty where there was none.
         facts: A row each.
+        drawn: The rows that have pictures, ascending.
     """
 
     path: Path
@@ -78,12 +85,22 @@ class Shard:
     base: str
     bank: str
     facts: tuple[Facts, ...]
+    drawn: tuple[int, ...] = ()
 
     def features(self) -> list[Features]:
         """The features, in the order of ``facts``."""
         from safetensors.torch import load_file
 
         return unpack(load_file(self.path))
+
+    def pictures(self, row: int) -> Tensor:
+        """The pictures of a row, (8, 3, 64, 64), uint8, read alone; raises ValueError where it has none."""
+        from safetensors import safe_open
+
+        place = self.drawn.index(row)
+        with safe_open(self.path, "pt") as file:
+            found: Tensor = file.get_slice(_PICTURES)[place]
+        return found
 
 
 class FeatureStore:
@@ -116,13 +133,20 @@ class FeatureStore:
         data = save(pack([row.features for row in rows]), {**said, "facts": json.dumps(facts)})
         path = self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}{_ENDING}"
         write_whole(path, data)
-        shard = Shard(path, number, base, bank, tuple(row.facts for row in rows))
+        drawn = tuple(place for place, row in enumerate(rows) if row.features.drawn is not None)
+        shard = Shard(path, number, base, bank, tuple(row.facts for row in rows), drawn)
         self.shards.append(shard)
         return shard
 
     def latest(self) -> dict[str, tuple[Shard, int]]:
         """The shard and row of each adapter, by id."""
         return {facts.id: (shard, row) for shard in self.shards for row, facts in enumerate(shard.facts)}
+
+    def pictures(self, ids: Iterable[str] | None = None) -> dict[str, Callable[[], Tensor]]:
+        """Readers of the pictures of those that were drawn with, by id: of all, or of some."""
+        latest = self.latest()
+        places = ((id_, *latest[id_]) for id_ in (latest if ids is None else ids) if id_ in latest)
+        return {id_: partial(shard.pictures, row) for id_, shard, row in places if row in shard.drawn}
 
     def rows(self, ids: set[str] | None = None) -> Iterator[tuple[Shard, list[Encoded]]]:
         """The current rows shard by shard, all or those of some ids."""
@@ -164,10 +188,12 @@ def _read_header(path: Path) -> Shard:
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
+            there = _DRAWN in file.keys()  # noqa: SIM118
+            drawn = tuple(file.get_tensor(_DRAWN).tolist()) if there else ()
         if said.get("version") != str(VERSION):
             raise FormatError(f"{path}: features of another version; build the index anew in another folder")
         facts = tuple(_facts(row) for row in json.loads(said["facts"]))
-        return Shard(path, int(said["number"]), said["base"], said["bank"], facts)
+        return Shard(path, int(said["number"]), said["base"], said["bank"], facts, drawn)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{path}: a damaged shard ({error}); delete it and build again") from error
 

@@ -17,6 +17,8 @@ from loracomp.retrieval.bank import ProbeBank, load_bank
 from loracomp.retrieval.encoding import Encoded, Facts, encode_file
 from loracomp.retrieval.shards import pack, unpack
 
+# The exit code of Ctrl-C, which says nothing of the file at hand.
+_INTERRUPTED = 130
 _TASK = 8
 _AHEAD = 4
 
@@ -114,6 +116,8 @@ def _one(path: str, job: Job) -> Result:
     try:
         return encode_file(path, banks=_banks(job.banks), base=job.base)
     except LoracompError as error:
+        if error.exit_code == _INTERRUPTED:
+            raise
         return " ".join(str(error).split())
 
 

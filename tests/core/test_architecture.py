@@ -30,10 +30,11 @@ MAY_IMPORT = {
     "library": FILES,
     "loading": FILES,
     "pipeline": FILES | {"fusion"},
+    "alone": RUNTIME,
     "drawing": RUNTIME,
     "plugin": RUNTIME,
     "evaluation": RUNTIME | {"drawing"},
-    "training": RUNTIME | {"retrieval", "watermark", "evaluation"},
+    "training": RUNTIME | {"alone", "retrieval", "watermark", "evaluation"},
 }
 HEAVY = {"torch", "diffusers", "transformers", "gradio", "open_clip", "lancedb", "ray", "peft", "PIL"}
 

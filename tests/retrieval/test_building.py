@@ -163,6 +163,21 @@ def test_a_torn_last_line_of_the_journal_is_forgotten(loras: Path, collection: C
     assert journal.read_bytes().count(b"\n") == 6
 
 
+def test_an_interruption_is_no_bad_file(
+    loras: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loracomp.cli import InterruptedByUserError
+
+    def interrupted(path: str, **options: object) -> None:
+        raise InterruptedByUserError("interrupted")
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedByUserError):
+        patch.setattr("loracomp.retrieval.workers.encode_file", interrupted)
+        build([loras], collection, jobs=1)
+    assert collection.journal.dead() == []
+    assert build([loras], collection).added == 6
+
+
 def test_two_builds_at_once_are_refused(loras: Path, collection: Collection) -> None:
     with collection.writing(), pytest.raises(ResourceError, match="another build"):
         build([loras], Collection(collection.folder))

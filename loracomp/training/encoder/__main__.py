@@ -85,12 +85,20 @@ def _folder(args: argparse.Namespace) -> Path:
     return folder
 
 
+def _artist(args: argparse.Namespace) -> Any:
+    """The base, ready to draw with one adapter at a time."""
+    from loracomp.alone import open_alone
+
+    return open_alone(args.base, str(args.base_folder or args.base), device=args.device)
+
+
 def _drawn(args: argparse.Namespace, collection: Any) -> None:
     """Draws with the adapters that were not drawn with yet."""
-    from loracomp.retrieval.drawing import draw, opened
+    from loracomp.retrieval.drawing import draw, undrawn
 
-    pipe, how = opened(args.base, args.base_folder, args.device)
-    done = draw(collection, pipe, base=args.base, **how)
+    if args.base not in undrawn(collection):
+        return
+    done = draw(collection, _artist(args))
     print(f"drawings: {done.drawn} new, {len(done.failed)} failed")
 
 
@@ -99,15 +107,13 @@ def _further(args: argparse.Namespace, found: Any) -> Any:
     import torch.nn.functional as F
 
     from loracomp.retrieval.bank import text_states
-    from loracomp.retrieval.drawing import opened
     from loracomp.retrieval.drawn import base_drawings
     from loracomp.retrieval.towers import PICTURE
     from loracomp.training.corpus.store import read_plan
     from loracomp.training.encoder import wide
     from loracomp.training.glyph import store
 
-    pipe, how = opened(args.base, args.base_folder, args.device)
-    plain = base_drawings(pipe, **how)
+    plain = base_drawings(_artist(args))
     small = F.interpolate(plain.float(), size=PICTURE, mode="area").round().to(plain.dtype)
     found = replace(found, plain=small)
     if not args.wide:
