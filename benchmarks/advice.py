@@ -292,7 +292,7 @@ def main() -> None:
     result = examine(settings, cases)
     correlations = result["rank correlation with lion's gain"]
     print(f"rank correlation with lion's gain: {correlations}\nchosen: {result['halves']['chosen']}")
-    wanted.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    wanted.result.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

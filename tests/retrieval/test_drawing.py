@@ -17,20 +17,15 @@ from commandline import Run, command_line
 from known_adapters import CROSS, adapter, bank
 from safetensors.torch import load
 from safetensors.torch import save as to_bytes
-from tiny import random_adapter, shapes_of, tiny_pipeline
-from torch import Tensor
+from tiny import tiny_pipeline
 
 from loracomp.adapter import Adapter
-from loracomp.alone import Alone, open_alone
-from loracomp.errors import FormatError, ResourceError
+from loracomp.alone import Alone
 from loracomp.formats import save
-from loracomp.library import SHIPPED
-from loracomp.lowrank import LowRank
-from loracomp.pipeline import layers_of
 from loracomp.retrieval.building import build, remove
 from loracomp.retrieval.collection import Collection
 from loracomp.retrieval.drawing import draw, undrawn
-from loracomp.retrieval.drawn import SEED, WORDS, base_drawings, draw_probes, strip
+from loracomp.retrieval.drawn import SEED, WORDS, draw_probes, strip
 from loracomp.retrieval.encoding import encode_adapter
 from loracomp.retrieval.making import was_drawn
 from loracomp.retrieval.shards import FeatureStore, pack, unpack
@@ -45,88 +40,6 @@ def tiny_artist(kind: str = "sd15", **settings: Any) -> Alone:
         tiny_pipeline(kind),
         settings={"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32} | settings,
     )
-
-
-def loras(kind: str, count: int, **options: Any) -> list[Adapter]:
-    return [random_adapter(shapes_of(kind), seed=seed, size=0.3, **options) for seed in range(count)]
-
-
-def apart(first: Tensor, second: Tensor) -> int:
-    return int((first.int() - second.int()).abs().max())
-
-
-@pytest.mark.parametrize("kind", ["sd15", "flux"])
-def test_a_group_draws_what_each_draws_alone(kind: str) -> None:
-    more = {"max_sequence_length": 16} if kind == "flux" else {}
-    artist, found = tiny_artist(kind, **more), loras(kind, 3)
-    fast = random_adapter(shapes_of(kind), seed=9, size=0.1)
-    for one in (artist, replace(artist, accelerator=fast)):
-        together = draw_probes(one, found)
-        assert (together.shape, together.dtype) == ((3, *SHAPE), torch.uint8)
-        for place, lora in enumerate(found):
-            assert apart(together[place], draw_probes(one, [lora])[0]) <= ROUNDING
-        assert apart(together[0], together[1]) > 10 * ROUNDING, "the adapters make a difference"
-
-
-def test_batches_and_rank_make_no_difference_and_the_order_goes_with_the_adapters() -> None:
-    artist = tiny_artist()
-    found = [loras("sd15", 1, rank=2)[0], loras("sd15", 2)[1]]
-    whole = draw_probes(artist, found)
-    assert apart(whole, draw_probes(replace(artist, batch=3), found)) <= ROUNDING
-    assert apart(whole.flip(0), draw_probes(artist, found[::-1])) <= ROUNDING
-    assert draw_probes(artist, []).shape == (0, *SHAPE)
-
-
-def test_strength_zero_draws_what_the_base_draws() -> None:
-    import numpy as np
-    from PIL import Image
-
-    artist = tiny_artist()
-    lora = loras("sd15", 1)[0]
-    sources = [torch.Generator().manual_seed(SEED + place) for place in range(len(WORDS))]
-    with torch.inference_mode():
-        plain = artist.pipe(list(WORDS), generator=sources, **artist.settings).images
-    wanted = [np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)) for image in plain]
-    base = torch.from_numpy(np.stack(wanted)).permute(0, 3, 1, 2)
-    nothing, something = draw_probes(artist, [lora.scaled(0.0), lora])
-    assert apart(nothing, base) <= ROUNDING
-    assert apart(something, base) > 10 * ROUNDING
-
-
-def test_the_base_alone_is_drawn_at_its_full_size() -> None:
-    artist = tiny_artist()
-    fast, lora = random_adapter(shapes_of("sd15"), seed=9, size=0.2), loras("sd15", 1)[0]
-    for one in (artist, replace(artist, accelerator=fast, batch=3)):
-        plain = base_drawings(one)
-        assert (plain.shape, plain.dtype) == ((len(WORDS), 3, 32, 32), torch.uint8)
-        found = one([lora.scaled(0.0)], WORDS, range(SEED, SEED + len(WORDS)))
-        values = torch.stack([torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8) for i in found])
-        assert apart(plain.permute(0, 2, 3, 1).flatten(1), values) <= ROUNDING
-    assert apart(base_drawings(artist), plain) > 10 * ROUNDING, "the accelerator is there"
-
-
-def test_the_pipeline_is_left_as_it_was() -> None:
-    artist = tiny_artist()
-    artist.pipe.set_progress_bar_config(disable=True, desc="mine")
-    kinds = {path: type(layer) for path, layer in layers_of(artist.pipe).items()}
-    draw_probes(artist, loras("sd15", 2))
-    assert artist.pipe._progress_bar_config == {"disable": True, "desc": "mine"}
-    assert {path: type(layer) for path, layer in layers_of(artist.pipe).items()} == kinds
-    del artist.pipe._progress_bar_config
-    with pytest.raises(FormatError):
-        draw_probes(artist, loras("sdxl", 1))
-    assert not hasattr(artist.pipe, "_progress_bar_config")
-
-
-def test_pictures_that_are_not_finite_are_noticed() -> None:
-    huge = loras("sd15", 1)[0].map(lambda layer: LowRank(layer.down * 1e30, layer.up * 1e30, layer.alpha))
-    with pytest.raises(FloatingPointError):
-        draw_probes(tiny_artist(), [huge])
-
-
-def test_a_base_of_another_kind_is_refused() -> None:
-    with pytest.raises(FormatError, match=r"a pipeline of glyph, not of sd15"):
-        open_alone("sd15", "glyph")
 
 
 class Painter:
@@ -364,54 +277,6 @@ def test_features_alone_are_drawn_for_without_a_database(folder: Path, tmp_path:
 def loracomp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The command line."""
     return command_line(monkeypatch, capsys)
-
-
-def test_the_command_line_draws_with_shipped_adapters(loracomp: Run, tmp_path: Path) -> None:
-    pytest.importorskip("lancedb", reason="needs lancedb; pip install 'loracomp[index]'")
-    from PIL import Image
-
-    (tmp_path / "loras").mkdir()
-    for name in ("mono", "violin"):
-        (tmp_path / "loras" / f"{name}.safetensors").write_bytes(
-            (SHIPPED / f"{name}.safetensors").read_bytes()
-        )
-    place = ("--index", tmp_path / "index")
-    first = loracomp("index", "build", tmp_path / "loras", *place, "--json")
-    assert "drawn" not in first.json
-    assert loracomp("index", "show", "mono", *place, "--json").json["drawn"] is False
-    early = loracomp("index", "show", "mono", *place, "--picture", tmp_path / "x.png")
-    assert (early.code, "--draw" in early.line) == (5, True)
-    done = loracomp("index", "build", tmp_path / "loras", *place, "--draw", "--json")
-    assert (done.code, done.json["drawn"], done.json["failed"]) == (0, 2, {})
-    assert (done.json["unchanged"], done.json["undrawn"]) == (2, {})
-    assert loracomp("index", "show", "mono", *place, "--json").json["drawn"] is True
-    for name in ("mono", "violin"):
-        assert loracomp("index", "show", name, *place, "--picture", tmp_path / f"{name}.png").code == 0
-    mono, violin = (Image.open(tmp_path / f"{name}.png").convert("RGB") for name in ("mono", "violin"))
-    assert mono.size == (512, 64)
-    assert colour(mono) < 0.5 * colour(violin), "mono draws in black and white"
-    assert loracomp("index", "stats", *place, "--json").json["drawn"] == 2
-    assert loracomp("index", "export", tmp_path / "all.parquet", *place).code == 0
-    assert loracomp("index", "remove", "violin", *place).code == 0
-    assert loracomp("index", "stats", *place, "--json").json["drawn"] == 1
-    again = loracomp("index", "build", tmp_path / "loras", *place, "--draw", "--json")
-    assert again.json["drawn"] == 0
-
-
-def colour(image: Any) -> float:
-    """Mean distance of the channels from their mean."""
-    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(-1, 3).float()
-    return float((values - values.mean(1, keepdim=True)).abs().mean())
-
-
-def test_a_base_that_is_not_at_hand_is_said_at_once(loracomp: Run, tmp_path: Path) -> None:
-    done = loracomp("index", "build", tmp_path, "--index", tmp_path / "i", "--base", "sdxl", "--draw")
-    assert (done.code, "--base sdxl --base-folder" in done.line) == (5, True)
-    assert not (tmp_path / "i").exists()
-    from loracomp.cli.index_drawing import Drawn
-
-    with pytest.raises(ResourceError, match="3 adapters of flux"):
-        Drawn(undrawn={"flux": 3}).check()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ def write_manifest(store: Store, path: Path) -> None:
     """Write the manifest, one style a line."""
     parts = []
     for part, rows in manifest(store).items():
-        lines = ",\n".join(f"  {json.dumps(style)}: {json.dumps(slugs)}" for style, slugs in rows.items())
+        lines = ",\n".join(
+            f"  {json.dumps(style)}: {json.dumps(slugs, separators=(',', ':'))}"
+            for style, slugs in rows.items()
+        )
         parts.append(f" {json.dumps(part)}: {{\n{lines}\n }}")
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
