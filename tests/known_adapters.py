@@ -14,6 +14,7 @@ from loracomp.bases import modules
 from loracomp.formats import shipped_folder
 from loracomp.retrieval.bank import ProbeBank, make_bank
 from loracomp.retrieval.features import Features
+from loracomp.retrieval.said import Said
 
 CROSS = ("attn2.to_k", "attn2.to_v")
 SOME = (*CROSS, "attn1.to_q", "ff.net.2", "mid_block.resnets.0.conv1")
@@ -29,6 +30,12 @@ def spoken(texts: Sequence[str]) -> Tensor:
             total += torch.randn(256, generator=source)
         rows.append(total)
     return torch.stack(rows)
+
+
+def tokens(texts: Sequence[str]) -> Said:
+    """:func:`spoken` as the state of one token."""
+    states = spoken(texts)[:, None]
+    return Said(states, torch.ones(states.shape[:2], dtype=torch.bool))
 
 
 @cache

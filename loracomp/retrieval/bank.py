@@ -20,6 +20,7 @@ from loracomp.bases import get_base
 from loracomp.errors import FormatError, ResourceError
 from loracomp.formats import folder_weights
 from loracomp.retrieval.prompts import BANK, VERSION
+from loracomp.retrieval.said import Said, TokenStates
 from loracomp.retrieval.sites import SiteTable, site_table
 
 TextStates = Callable[[Sequence[str]], Tensor]
@@ -150,8 +151,24 @@ def _assembled(table: SiteTable, spoken: Tensor, weights: dict[int, Tensor], nor
 def text_states(base: str, folder: Path, *, end: bool = False) -> TextStates:
     """Mean text states by a pipeline's own encoders, over the words and the end, without start and padding.
 
+    With ``end``, the states of the end token alone. See :func:`token_states` for the rest.
+    """
+    speak = token_states(base, folder)
+
+    def mean(texts: Sequence[str]) -> Tensor:
+        said = speak(texts)
+        if end:
+            return said.states[torch.arange(len(said)), said.there.sum(1) - 1]
+        return said.mean()
+
+    return mean
+
+
+def token_states(base: str, folder: Path, device: str = "cpu") -> TokenStates:
+    """States of all tokens by a pipeline's own encoders, without the start.
+
     A base with one CLIP encoder reads its last state; bases with several read the last but one of each,
-    side by side, as their pipelines do. With ``end``, the states of the end token alone.
+    side by side, as their pipelines do. They are on the CPU, wherever they are computed.
 
     Raises:
         ResourceError: An encoder or tokenizer is not in the folder.
@@ -159,38 +176,35 @@ def text_states(base: str, folder: Path, *, end: bool = False) -> TextStates:
     names = [name for name in get_base(base).text_encoders if (folder / name).is_dir()]
     if not names:
         raise ResourceError(f"{folder}: has no text encoder; give the folder of a diffusers pipeline")
-    parts = [_encoder(folder, name) for name in names]
+    parts = [_encoder(folder, name, device) for name in names]
 
-    def speak(texts: Sequence[str]) -> Tensor:
-        return torch.cat([_mean_states(*part, texts, len(parts) == 1, end) for part in parts], dim=1)
+    def speak(texts: Sequence[str]) -> Said:
+        read = [_said(*part, texts, len(parts) == 1) for part in parts]
+        return Said(torch.cat([said.states for said in read], 2), read[0].there)
 
     return speak
 
 
-def _encoder(folder: Path, name: str) -> tuple[Any, Any]:
+def _encoder(folder: Path, name: str, device: str) -> tuple[Any, Any]:
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / name.replace("text_encoder", "tokenizer"))
-        return tokenizer, CLIPTextModel.from_pretrained(folder / name).float().eval()
+        return tokenizer, CLIPTextModel.from_pretrained(folder / name).float().eval().to(device)
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
         raise ResourceError(f"{folder / name}: cannot be read as a CLIP text encoder ({line})") from error
 
 
-def _mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str], last: bool, end: bool) -> Tensor:
+def _said(tokenizer: Any, encoder: Any, texts: Sequence[str], last: bool) -> Said:
     longest = encoder.config.max_position_embeddings
     words = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-    mask = words.attention_mask.bool()
     with torch.no_grad():
+        given = words.to(encoder.device)
         out = encoder(
-            input_ids=words.input_ids, attention_mask=words.attention_mask, output_hidden_states=True
+            input_ids=given.input_ids, attention_mask=given.attention_mask, output_hidden_states=True
         )
     states = out.last_hidden_state if last else out.hidden_states[-2]
-    mask = mask.clone()
-    if end:
-        return states[torch.arange(len(states)), mask.sum(1) - 1]
-    mask[:, 0] = False
-    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    return Said(states[:, 1:].cpu(), words.attention_mask[:, 1:].bool())

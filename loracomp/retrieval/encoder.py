@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from loracomp.errors import FormatError, ResourceError
 from loracomp.formats import shipped_folder
-from loracomp.retrieval.bank import TextStates, text_states
+from loracomp.retrieval.bank import token_states
 from loracomp.retrieval.features import VERSION, Features
+from loracomp.retrieval.said import TokenStates
 from loracomp.retrieval.towers import (
     OUT,
     PICTURE,
@@ -32,8 +33,11 @@ from loracomp.retrieval.towers import (
     batch,
 )
 
-FORMAT = 2
+FORMAT = 3
 _ROWS = 64
+_LEVELS = 127
+_TINY = 1e-6
+_SCALE, _PLAIN = ".scale", "drawn.plain"
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,11 @@ class Towers(nn.Module):
     Attributes:
         adapter: Reads weights; None where the configuration leaves it out.
         drawn: Reads what adapters draw; None likewise.
+        share: How much what weights say counts beside what is drawn; validation chooses it.
     """
 
     common: Tensor
+    share: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -67,6 +73,7 @@ class Towers(nn.Module):
         self.text = TextTower(max(config.text_width, 1))
         self.image = ImageTower(self.eyes.width)
         self.register_buffer("common", torch.zeros(max(config.text_width, 1)))
+        self.register_buffer("share", torch.ones(()))
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def images(self, pictures: Tensor) -> Tensor:
@@ -81,12 +88,22 @@ class Towers(nn.Module):
 
     def adapters(self, rows: Batch) -> Tensor:
         """Unit vectors (n, 512): of weights and drawings together, or of what there is; else NaN."""
+        found, read = self.readings(rows)
+        return self.joined(found, read, rows)
+
+    def readings(self, rows: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Unit vectors of what is drawn and of what weights say; None for what is not there."""
         read = self.adapter(rows) if self.adapter is not None else None
-        if self.drawn is None or rows.drawn is None or rows.shown is None:
+        if self.drawn is None or rows.drawn is None:
+            return None, read
+        return self.drawings(rows.drawn.to(self.log_scale.dtype) / 255), read
+
+    def joined(self, found: Tensor | None, read: Tensor | None, rows: Batch) -> Tensor:
+        """Both readings as one."""
+        if found is None or rows.shown is None:
             return read if read is not None else torch.full((len(rows), OUT), torch.nan)
-        found = self.drawings(rows.drawn.to(self.log_scale.dtype) / 255)
         other = torch.full_like(found, torch.nan) if read is None else read
-        both = found if read is None else F.normalize(found + read, dim=1)
+        both = found if read is None else F.normalize(found + self.share * read, dim=1)
         return torch.where(rows.shown[:, None], both, other)
 
     def scale(self) -> Tensor:
@@ -108,14 +125,14 @@ class LearnedEncoder:
     towers: Towers
     calibration: Calibration = field(default_factory=Calibration)
     name: str = ""
-    states: TextStates | None = None
+    states: TokenStates | None = None
 
     def __post_init__(self) -> None:
         self.towers.eval()
         if not self.name:
             state = hashlib.sha256()
-            for key, values in sorted(self.towers.state_dict().items()):
-                state.update(key.encode() + values.half().contiguous().numpy().tobytes())
+            for key, values in sorted(_packed(self.towers).items()):
+                state.update(key.encode() + values.numpy().tobytes())
             self.name = state.hexdigest()[:12]
 
     @property
@@ -140,8 +157,8 @@ class LearnedEncoder:
             folder = shipped_folder(self.base)
             if folder is None:
                 raise ResourceError(f"{self.base}: its text encoder is needed; name the base's folder")
-            self.states = text_states(self.base, folder)
-        return self.towers.text(self.states(texts).float() - self.towers.common)
+            self.states = token_states(self.base, folder)
+        return self.towers.text(self.states(texts).minus(self.towers.common))
 
     @torch.no_grad()
     def images(self, images: Sequence[Any]) -> Tensor:
@@ -153,7 +170,7 @@ class LearnedEncoder:
         return self.calibration(score)
 
     def save(self, path: Path) -> None:
-        """Writes the encoder in half precision."""
+        """Writes the encoder, matrices as integers of eight bits."""
         from safetensors.torch import save_file
 
         said = {
@@ -162,8 +179,42 @@ class LearnedEncoder:
             "config": asdict(self.towers.config),
             "calibration": asdict(self.calibration),
         }
-        tensors = {key: values.half().contiguous() for key, values in self.towers.state_dict().items()}
-        save_file(tensors, path, {"loracomp.encoder": json.dumps(said, sort_keys=True)})
+        save_file(_packed(self.towers), path, {"loracomp.encoder": json.dumps(said, sort_keys=True)})
+
+
+def _packed(towers: Towers) -> dict[str, Tensor]:
+    """The networks as they ship: matrices as bytes, a scale for each row, pictures as bytes, the rest halved.
+
+    Packing what :func:`_unpacked` gives changes nothing.
+    """
+    matrices = {key for key, values in towers.named_parameters() if values.ndim > 1}
+    out = {}
+    for key, values in towers.state_dict().items():
+        if key in matrices:
+            rows = values.detach().cpu().float()
+            rows = rows.flatten(1) if rows.ndim > 3 else rows
+            scale = (rows.abs().amax(-1, keepdim=True) / _LEVELS).clamp_min(_TINY).half()
+            out[key] = (
+                (rows / scale.float()).round().clamp(-_LEVELS, _LEVELS).to(torch.int8).view(values.shape)
+            )
+            out[key + _SCALE] = scale
+        elif key == _PLAIN:
+            out[key] = (values.cpu() * 255).round().to(torch.uint8).contiguous()
+        else:
+            out[key] = values.detach().cpu().half().contiguous()
+    return out
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    out = {}
+    for key, values in tensors.items():
+        if key.endswith(_SCALE):
+            continue
+        out[key] = values.float() / (255 if key == _PLAIN else 1)
+        if key + _SCALE in tensors:
+            scale = tensors[key + _SCALE].float()
+            out[key] = out[key] * scale.view(*scale.shape[:-1], *(1,) * (values.ndim - scale.ndim + 1))
+    return out
 
 
 def picture(image: Any) -> Tensor:
@@ -184,11 +235,11 @@ def load_encoder(path: Path) -> LearnedEncoder:
     try:
         with safe_open(path, "pt") as file:
             said = json.loads((file.metadata() or {})["loracomp.encoder"])
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if (said["format"], said["features"]) != (FORMAT, VERSION):
             raise FormatError(f"{path}: an encoder of another version; train it again")
         towers = Towers(EncoderConfig(**said["config"]))
-        towers.load_state_dict(tensors)
+        towers.load_state_dict(_unpacked(tensors))
         return LearnedEncoder(towers, Calibration(**said["calibration"]))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from loracomp.retrieval.features import HALF, SKETCH, Features
 from loracomp.retrieval.index import SPACES
+from loracomp.retrieval.said import Said
 from loracomp.retrieval.sites import GROUPS, site_table
 from loracomp.retrieval.spectra import NUMBERS
 from loracomp.retrieval.textprobes import DIRECTIONS, TRACKS
@@ -190,23 +191,26 @@ class AdapterTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Centered mean text states to unit vectors."""
+    """Centered states of a text's tokens to unit vectors, by their largest and mean answers."""
 
-    def __init__(self, width: int, hidden: int = 192) -> None:
+    def __init__(self, width: int, hidden: int = 384) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden, OUT)
-        )
+        self.each = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU())
+        self.head = nn.Sequential(nn.LayerNorm(2 * hidden), nn.Dropout(0.1), nn.Linear(2 * hidden, OUT))
 
-    def forward(self, states: Tensor) -> Tensor:
-        """States (n, width) to (n, 512)."""
-        return F.normalize(self.net(states), dim=1)
+    def forward(self, said: Said) -> Tensor:
+        """Texts to (n, 512)."""
+        there = said.there[..., None]
+        hidden = self.each(said.states.float())
+        most = hidden.masked_fill(~there, -1.0).amax(1)
+        mean = (hidden * there).sum(1) / there.sum(1).clamp_min(1)
+        return F.normalize(self.head(torch.cat([most, mean], 1)), dim=1)
 
 
 class Eyes(nn.Module):
     """What pictures of 64 pixels look like: mean and largest of each map of a few convolutions."""
 
-    def __init__(self, widths: Sequence[int] = (24, 48, 96, 128)) -> None:
+    def __init__(self, widths: Sequence[int] = (32, 64, 128, 160)) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         last = 3

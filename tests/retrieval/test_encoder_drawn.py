@@ -13,6 +13,7 @@ from loracomp.errors import TrainingError
 from loracomp.retrieval.encoder import LearnedEncoder, Towers, load_encoder
 from loracomp.retrieval.encoding import encode_adapter
 from loracomp.retrieval.making import rows
+from loracomp.retrieval.said import Said
 from loracomp.retrieval.sites import site_table
 from loracomp.retrieval.towers import DRAWN, PICTURE, Batch, EncoderConfig, batch
 from loracomp.training.encoder.data import SPLITS, Material
@@ -92,12 +93,13 @@ def material(count: int = 24, concepts: int = 6) -> Material:
         torch.zeros(count, dtype=torch.bool), drawn, torch.ones(count, dtype=torch.bool),
     )  # fmt: skip
     states = torch.eye(WIDTH)[:concepts].repeat_interleave(2, 0)
+    said = Said(states[:, None], torch.ones(len(states), 1, dtype=torch.bool))
     shown = (colors[:, :, None, None] + torch.zeros(1, 1, PICTURE, PICTURE)).to(torch.uint8)
     train, validation, test = (SPLITS.index(name) for name in ("train", "validation", "test"))
     later = torch.where(owners < concepts - 1, validation, test)
     split = torch.where(owners < concepts - 2, train, later)
     wide = Wide(
-        torch.eye(WIDTH)[:, None].repeat(1, 4, 1),
+        Said(torch.eye(WIDTH)[:, None, None].repeat(1, 4, 1, 1), torch.ones(WIDTH, 4, 1, dtype=torch.bool)),
         torch.zeros(WIDTH, 4, 3, PICTURE, PICTURE, dtype=torch.uint8),
         torch.full((WIDTH, DRAWN, 3, PICTURE, PICTURE), 255, dtype=torch.uint8),
         torch.arange(WIDTH) % 2 == 0,
@@ -105,7 +107,7 @@ def material(count: int = 24, concepts: int = 6) -> Material:
     )
     plain = torch.full((DRAWN, 3, PICTURE, PICTURE), 255, dtype=torch.uint8)
     return Material(
-        table, rows, owners, split, states, torch.arange(concepts).repeat_interleave(2), shown,
+        table, rows, owners, split, said, torch.arange(concepts).repeat_interleave(2), shown,
         torch.arange(concepts), tuple(f"c{n}" for n in range(concepts)), torch.zeros(WIDTH),
         tuple(Path(f"{n}.safetensors") for n in range(count)), plain, wide,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from known_adapters import adapter, bank, spoken
+from known_adapters import adapter, bank, spoken, tokens
 from PIL import Image
 
 import loracomp.retrieval.bank
@@ -42,6 +42,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Eighteen adapters of six concepts: each says the word of its concept, whatever its seed."""
     pytest.importorskip("lancedb", reason="needs lancedb; pip install 'loracomp[index]'")
     monkeypatch.setattr(loracomp.retrieval.bank, "text_states", lambda base, folder, end=False: spoken)
+    monkeypatch.setattr(loracomp.retrieval.bank, "token_states", lambda base, folder: tokens)
     folder, probes = tmp_path / "corpus", bank()
     (folder / "adapters").mkdir(parents=True)
     rows, concepts = [], []
@@ -81,7 +82,7 @@ def loaded(corpus: Path) -> Material:
     found = read_corpus(corpus)
     collection = Collection(corpus.with_name("index"))
     build([entry.file for entry in found.entries], collection, jobs=1)
-    return material(found, collection, "glyph", spoken)
+    return material(found, collection, "glyph", tokens)
 
 
 def test_a_corpus_falls_into_splits_by_concept_and_seed(corpus: Path) -> None:
@@ -143,7 +144,7 @@ def test_the_commands_train_measure_and_compare(
     (place / "encoders").mkdir()
     (tmp_path / "out" / "glyph.safetensors").rename(place / "encoders" / "glyph.safetensors")
     encoders = shipped_encoders(place)
-    encoders["glyph"].states = spoken
+    encoders["glyph"].states = tokens
     collection = Collection(place, encoders=encoders)
     report = build([corpus / "adapters"], collection, jobs=1)
     assert (report.renewed, report.rows) == (18, 18)

@@ -58,21 +58,28 @@ def _device() -> str:
 
 def _prepared(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     """Corpus, collection, text encoder and tensors; features that are missing are made."""
-    from loracomp.retrieval.bank import text_states
-    from loracomp.retrieval.building import build
-    from loracomp.retrieval.collection import Collection
+    from loracomp.retrieval.bank import token_states
     from loracomp.training.encoder.data import material, read_corpus
 
     corpus = read_corpus(args.corpus)
-    collection = Collection(args.index, create=True, indexed=False)
+    collection = _collected(args, corpus, args.index)
+    folder = _folder(args)
+    states = token_states(args.base, folder)
+    return corpus, collection, folder, material(corpus, collection, args.base, states)
+
+
+def _collected(args: argparse.Namespace, corpus: Any, place: Path) -> Any:
+    """Features of a corpus's files, and what they draw; what is missing is made."""
+    from loracomp.retrieval.building import build
+    from loracomp.retrieval.collection import Collection
+
+    collection = Collection(place, create=True, indexed=False)
     files = [entry.file for entry in corpus.entries]
     done = build(files, collection, base=args.base, base_folder=args.base_folder, jobs=args.jobs)
     print(f"features: {done.added} new, {done.unchanged} there, {len(done.dead)} not readable")
     if args.without != "drawn":
         _drawn(args, collection)
-    folder = _folder(args)
-    states = text_states(args.base, folder)
-    return corpus, collection, folder, material(corpus, collection, args.base, states)
+    return collection
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -106,32 +113,48 @@ def _further(args: argparse.Namespace, found: Any) -> Any:
     """The material with what the base draws, and with words and pictures of many more concepts."""
     import torch.nn.functional as F
 
-    from loracomp.retrieval.bank import text_states
     from loracomp.retrieval.drawn import base_drawings
     from loracomp.retrieval.towers import PICTURE
-    from loracomp.training.corpus.store import read_plan
     from loracomp.training.encoder import wide
-    from loracomp.training.glyph import store
 
     plain = base_drawings(_artist(args))
     small = F.interpolate(plain.float(), size=PICTURE, mode="area").round().to(plain.dtype)
     found = replace(found, plain=small)
-    if not args.wide:
-        return found
-    kept = args.out / f"wide-{args.words}-{args.wide}.safetensors"
-    if not kept.is_file():
-        artwork = store.load(args.artwork)
-        concepts = wide.random_concepts(artwork, read_plan(args.corpus).concepts, args.wide, args.words)
-        states = text_states(args.base, _folder(args))
-        args.out.mkdir(parents=True, exist_ok=True)
-        wide.save(wide.gathered(concepts, artwork, plain, states, found.common, args.jobs or 1), kept)
-    return replace(found, wide=wide.load(kept))
+    return replace(found, wide=wide.load(_wide(args, plain))) if args.wide else found
+
+
+def _wide(args: argparse.Namespace, plain: Any = None) -> Path:
+    """The file of further words and pictures; made where it is missing."""
+    from loracomp.retrieval.bank import make_bank, token_states
+    from loracomp.retrieval.drawn import base_drawings
+    from loracomp.training.corpus.store import read_plan
+    from loracomp.training.encoder import wide
+    from loracomp.training.glyph import store
+
+    kept: Path = args.out / f"wide-{args.words}-{args.wide}.safetensors"
+    if kept.is_file():
+        return kept
+    plain = base_drawings(_artist(args)) if plain is None else plain
+    artwork = store.load(args.artwork)
+    concepts = wide.random_concepts(artwork, read_plan(args.corpus).concepts, args.wide, args.words)
+    states = token_states(args.base, _folder(args), args.device)
+    common = make_bank(args.base, _folder(args)).common
+    args.out.mkdir(parents=True, exist_ok=True)
+    wide.save(wide.gathered(concepts, artwork, plain, states, common, args.jobs or 1), kept)
+    return kept
+
+
+def _ahead(args: argparse.Namespace) -> None:
+    print(_wide(args))
 
 
 def _train(args: argparse.Namespace) -> None:
+    import torch
+
     from loracomp.retrieval.towers import EncoderConfig
     from loracomp.training.encoder.train import Settings, train
 
+    torch.set_float32_matmul_precision("high")
     _, collection, _, found = _prepared(args)
     reads = {"weights": args.without != "weights", "drawn": args.without != "drawn"}
     if reads["drawn"]:
@@ -147,12 +170,15 @@ def _train(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from loracomp.retrieval.encoder import load_encoder
-    from loracomp.training.encoder.data import half_missing
+    from loracomp.retrieval.towers import batch
+    from loracomp.training.encoder.data import halved, stored
     from loracomp.training.encoder.evaluate import report
 
-    _, collection, _, found = _prepared(args)
+    corpus, collection, _, found = _prepared(args)
     towers = load_encoder(args.out / f"{args.base}.safetensors").towers
-    poorer = half_missing(found.files, args.base, collection.banks[args.base])
+    half = halved(corpus, args.base, args.index / "halved")
+    rows = stored(half, _collected(args, half, args.index / "halved-index"))
+    poorer = batch([row.features for row in rows], collection.banks[args.base].width)
     _write(args.out / f"{args.split}.json", report(towers, found, args.split, poorer))
 
 
@@ -204,6 +230,7 @@ def _write(path: Path, numbers: dict[str, Any]) -> None:
 
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
+    "further": (_ahead, "make the words and pictures without adapters ahead of training"),
     "train": (_train, "train the three towers; goes on where it stopped"),
     "evaluate": (_evaluate, "measure a trained encoder on unseen concepts"),
     "map": (_map, "draw the corpus as a map of thumbnails"),

@@ -47,8 +47,8 @@ def baselines(
     by_text = {
         "chance": torch.rand(len(queries), len(features), generator=source),
         "headers": _words(queries, facts),
-        "text probes": _hearing(material.states[wanted], features, bank),
-        "pull": _pull(material.states[wanted], features),
+        "text probes": _hearing(material.states[wanted].mean(), features, bank),
+        "pull": _pull(material.states[wanted].mean(), features),
     }
     out = {f"text: {name}": judged(Scores(v, owners), material) for name, v in by_text.items()}
     others = torch.isin(material.concepts, concepts).nonzero()[:, 0]

@@ -8,7 +8,7 @@ adapter with ``file``, ``concept``, ``concept_split`` and ``seed_split``, ``conc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loracomp.adapter import Adapter
 from loracomp.errors import TrainingError
+from loracomp.formats import save
 from loracomp.formats.layerfile import LayerFile
-from loracomp.retrieval.bank import ProbeBank, TextStates
 from loracomp.retrieval.collection import Collection
 from loracomp.retrieval.encoder import picture
 from loracomp.retrieval.encoding import Encoded
-from loracomp.retrieval.features import features
+from loracomp.retrieval.said import Said, TokenStates, of_all
 from loracomp.retrieval.sites import SiteTable, site_table
 from loracomp.retrieval.towers import PICTURE, Batch, batch
 from loracomp.training.corpus.store import CONCEPTS, TABLE
@@ -93,7 +94,7 @@ class Material:
         rows: Features of the adapters.
         concepts: Concept of each adapter, shape (n,).
         splits: Place in :data:`SPLITS` of each adapter, shape (n,).
-        states: Centered text states of all paraphrases, shape (t, d).
+        states: Centered token states of all paraphrases, t texts.
         spoken: Concept of each paraphrase, shape (t,).
         pictures: All pictures, shape (p, 3, 64, 64), uint8.
         shown: Concept of each picture, shape (p,).
@@ -108,7 +109,7 @@ class Material:
     rows: Batch
     concepts: Tensor
     splits: Tensor
-    states: Tensor
+    states: Said
     spoken: Tensor
     pictures: Tensor
     shown: Tensor
@@ -134,12 +135,12 @@ class Material:
         moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
-            if isinstance(value, (Tensor, Batch, Wide))
+            if isinstance(value, (Tensor, Batch, Wide, Said))
         }
         return replace(self, **moved)
 
 
-def material(corpus: Corpus, collection: Collection, base: str, states: TextStates) -> Material:
+def material(corpus: Corpus, collection: Collection, base: str, states: TokenStates) -> Material:
     """The tensors of a corpus whose adapters are in a collection's feature shards.
 
     Args:
@@ -162,7 +163,7 @@ def material(corpus: Corpus, collection: Collection, base: str, states: TextStat
         rows=batch(found, bank.width, torch.float16),
         concepts=torch.tensor([number[entry.concept] for entry in corpus.entries]),
         splits=torch.tensor([SPLITS.index(entry.split) for entry in corpus.entries]),
-        states=bank.center(states([text for text, _ in texts]).float()),
+        states=of_all(states, [text for text, _ in texts]).minus(bank.common),
         spoken=torch.tensor([place for _, place in texts]),
         pictures=_pictures([file for file, _ in shown]),
         shown=torch.tensor([place for _, place in shown], dtype=torch.long),
@@ -199,14 +200,24 @@ def _pictures(files: Sequence[Path]) -> Tensor:
     return out
 
 
-def half_missing(files: Iterable[Path], base: str, bank: ProbeBank, seed: int = 0) -> Batch:
-    """Features of adapters after half of their layers, drawn at random, were taken out of the files."""
-    table, source = site_table(base), torch.Generator().manual_seed(seed)
-    rows = []
-    for file in files:
-        with LayerFile(file, base=base) as adapter:
+def halved(corpus: Corpus, base: str, folder: Path, seed: int = 0) -> Corpus:
+    """The same corpus after half of each adapter's layers, drawn at random, were taken out.
+
+    Args:
+        corpus: The corpus.
+        base: Base of all adapters.
+        folder: Where the poorer files go.
+        seed: Decides what is taken out.
+    """
+    source = torch.Generator().manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for entry in corpus.entries:
+        with LayerFile(entry.file, base=base) as adapter:
             paths = sorted(adapter.layers)
             kept = torch.randperm(len(paths), generator=source)[: (len(paths) + 1) // 2].tolist()
-            layers: dict[int, Any] = {table.index[paths[p]]: adapter.layers[paths[p]] for p in kept}
-            rows.append(features(layers, table, bank))
-    return batch(rows, bank.width, torch.float16)
+            file = folder / entry.file.name
+            if not file.is_file():
+                save(Adapter({paths[p]: adapter.layers[paths[p]] for p in kept}, base, entry.file.stem), file)
+        entries.append(replace(entry, file=file))
+    return replace(corpus, entries=tuple(entries))

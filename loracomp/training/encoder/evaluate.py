@@ -15,27 +15,50 @@ from loracomp.retrieval.towers import Batch
 from loracomp.training.encoder.data import Material
 
 _ROWS = 256
+SHARES = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
+"""Shares of what weights say that are tried."""
+
+
+def adapter_vectors(towers: Towers, rows: Batch) -> Tensor:
+    """Unit vectors of all adapters, shape (n, 512)."""
+    return towers.joined(*_readings(towers, rows), rows).float()
 
 
 @torch.no_grad()
-def adapter_vectors(towers: Towers, rows: Batch) -> Tensor:
-    """Unit vectors of all adapters, shape (n, 512)."""
+def _readings(towers: Towers, rows: Batch) -> tuple[Tensor | None, Tensor | None]:
+    """Both readings of all adapters."""
     parts = []
     for start in range(0, len(rows), _ROWS):
         places = torch.arange(start, min(start + _ROWS, len(rows)), device=rows.present.device)
-        parts.append(towers.adapters(rows[places]))
-    return torch.cat(parts).float()
+        parts.append(towers.readings(rows[places]))
+    found, read = zip(*parts, strict=True)
+    return (None if found[0] is None else torch.cat(found), None if read[0] is None else torch.cat(read))
+
+
+def text_to_adapter(towers: Towers, material: Material, split: str) -> dict[str, Interval]:
+    """Recall and MRR of all paraphrases of concepts that only a split has, over all adapters."""
+    return _ranked(towers, material, split, adapter_vectors(towers, material.rows))
 
 
 @torch.no_grad()
-def text_to_adapter(towers: Towers, material: Material, split: str) -> dict[str, Interval]:
-    """Recall and MRR of all paraphrases of concepts that only a split has, over all adapters."""
-    gallery = adapter_vectors(towers, material.rows)
-    wanted = _of(material.spoken, material.unseen(split))
-    vectors = towers.text(material.states[wanted]).float()
-    owners = material.spoken[wanted]
-    relevant = owners[:, None] == material.concepts
-    return summary(ranks((vectors @ gallery.T).cpu(), relevant.cpu()), owners.cpu())
+def _ranked(towers: Towers, material: Material, split: str, gallery: Tensor) -> dict[str, Interval]:
+    scores = text_scores(towers, material, split, gallery)
+    relevant = scores.concepts[:, None] == material.concepts
+    return summary(ranks(scores.values.cpu(), relevant.cpu()), scores.concepts.cpu())
+
+
+def balance(towers: Towers, material: Material, split: str = "validation") -> dict[str, Interval]:
+    """Sets the share of weights beside drawings that finds most; what :func:`text_to_adapter` then gives."""
+    found, read = _readings(towers, material.rows)
+    if found is None or read is None:
+        return _ranked(towers, material, split, towers.joined(found, read, material.rows))
+    results = {}
+    for share in SHARES:
+        towers.share.fill_(share)
+        results[share] = _ranked(towers, material, split, towers.joined(found, read, material.rows))
+    best = max(results, key=lambda share: results[share]["recall@10"].mean + results[share]["mrr"].mean)
+    towers.share.fill_(best)
+    return results[best]
 
 
 def _of(owners: Tensor, concepts: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """What the towers are asked: that an adapter, its words and its pictures find each other among all others.
 
 A step holds adapters of the corpus and, where there are any, concepts that are words and pictures alone
-(:mod:`loracomp.training.encoder.wide`). Texts and pictures are matched among themselves; every way of reading
-an adapter (its weights, twice with different layers left out; what it draws; both) is matched with texts,
-with pictures and with other adapters of its concept. What imitated adapters draw is read as if drawn.
+(:mod:`loracomp.training.encoder.wide`). Texts and pictures are matched among themselves; both ways of reading
+an adapter (its weights, twice with different layers left out; what it draws) are matched with texts, with
+pictures and with other adapters of its concept. What imitated adapters draw is read as if drawn.
+
+A corpus has few concepts, and weights tell little of concepts that no adapter was trained on; where drawings
+are read too, weights learn where texts and pictures lie (arXiv:2111.07991), and do not move them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loracomp.retrieval.encoder import Towers
+from loracomp.retrieval.said import Said
 from loracomp.retrieval.towers import DRAWN, Batch
 from loracomp.training.encoder.data import Material
 from loracomp.training.encoder.losses import agreement, symmetric, within
@@ -44,10 +48,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class View:
-    """Adapters read in one way: unit vectors (n, 512) and concepts (n,)."""
+    """Adapters read in one way: unit vectors (n, 512) and concepts (n,); whether texts move towards them."""
 
     vectors: Tensor
     concepts: Tensor
+    moves: bool
 
 
 class Objective:
@@ -86,7 +91,7 @@ class Objective:
         if m.wide is not None and pictures is not None and chosen is not None:
             further, imitated = self._wide(m.wide)
             first = len(m.names)
-            said = torch.cat([said, m.wide.states[further, self._number(4, len(further))]])
+            said = Said.join([said, m.wide.states[further, self._number(4, len(further))]])
             spoken = torch.cat([spoken, first + further])
             pictures = torch.cat([pictures, m.wide.pictures[further, self._number(4, len(further))]])
             chosen = torch.cat([chosen, first + further])
@@ -96,35 +101,37 @@ class Objective:
         if seen is not None and chosen is not None:
             loss = loss + 0.5 * symmetric(heard, seen, spoken[:, None] == chosen, scale)
         for view in views:
-            loss = loss + symmetric(view.vectors, heard, view.concepts[:, None] == spoken, scale)
+            words, shown = (
+                (heard, seen) if view.moves else (heard.detach(), None if seen is None else seen.detach())
+            )
+            loss = loss + symmetric(view.vectors, words, view.concepts[:, None] == spoken, scale)
             loss = loss + within(view.vectors, view.concepts, scale)
-            if seen is not None and chosen is not None:
-                loss = loss + symmetric(view.vectors, seen, view.concepts[:, None] == chosen, scale)
+            if shown is not None and chosen is not None:
+                loss = loss + symmetric(view.vectors, shown, view.concepts[:, None] == chosen, scale)
         return loss
 
     def _views(
         self, rows: Tensor, concepts: Tensor, imitated: tuple[Tensor, Tensor] | None
     ) -> tuple[list[View], Tensor]:
         """All ways of reading the adapters, and how far two readings of the same weights are apart."""
-        views, read, apart = [], None, torch.zeros((), device=self.device)
+        views, apart = [], torch.zeros((), device=self.device)
+        pictures = self.material.rows.drawn
+        draws = self.towers.drawn is not None and pictures is not None
         if self.towers.adapter is not None:
             changed = [self.towers.adapter(self._changed(self.material.rows[rows])) for _ in range(2)]
-            read, apart = changed[0], 0.1 * agreement(*changed)
-            views.append(View(torch.cat(changed), concepts.repeat(2)))
-        pictures = self.material.rows.drawn
-        if self.towers.drawn is not None and pictures is not None:
+            apart = 0.1 * agreement(*changed)
+            views.append(View(torch.cat(changed), concepts.repeat(2), not draws))
+        if draws and pictures is not None:
             found = self.towers.drawings(self._moved(pictures[rows].float() / 255))
-            if read is not None:
-                views.append(View(F.normalize(found + read, dim=1), concepts))
             if imitated is not None:
                 found = torch.cat([found, self.towers.drawings(imitated[0])])
                 concepts = torch.cat([concepts, imitated[1]])
-            views.append(View(found, concepts))
+            views.append(View(found, concepts, True))
         return views, apart
 
     def _wide(self, wide: Wide) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Two further concepts for every adapter, and imitated adapters of a quarter of them."""
-        count, share = 2 * self.how.batch, self.how.batch // 2
+        """Three further concepts for every adapter, and imitated adapters of a third of them."""
+        count, share = 3 * self.how.batch, self.how.batch
         further = self._number(len(wide.things), count)
         usable = wide.usable.nonzero()[:, 0]
         if self.towers.drawn is None or not len(usable) or not share:

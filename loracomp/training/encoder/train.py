@@ -18,7 +18,7 @@ from loracomp.errors import TrainingError
 from loracomp.retrieval.encoder import Calibration, LearnedEncoder, Towers
 from loracomp.retrieval.towers import EncoderConfig
 from loracomp.training.encoder.data import Material
-from loracomp.training.encoder.evaluate import calibrate, text_to_adapter
+from loracomp.training.encoder.evaluate import balance, calibrate
 from loracomp.training.encoder.objective import Drawing, Objective
 
 CHECKPOINT = "last.pt"
@@ -46,7 +46,7 @@ class Settings:
     steps: int = 10_000
     minutes: float = 20.0
     batch: int = 512
-    rate: float = 5e-4
+    rate: float = 1e-3
     decay: float = 0.05
     warm: int = 300
     average: float = 0.998
@@ -125,11 +125,17 @@ class Run:
         return float(loss.detach())
 
     def measure(self) -> float:
-        """Recall@10 of texts of unseen validation concepts, and whether the weights are the best so far."""
+        """Recall@10 plus MRR of texts of unseen validation concepts; keeps the best weights."""
         self.average.eval()
-        found = text_to_adapter(self.average, self.material, "validation")
-        value = found["recall@10"].mean + 0.1 * found["mrr"].mean
-        self.history.append({"step": self.step, **{name: i.mean for name, i in found.items()}})
+        found = balance(self.average, self.material)
+        value = found["recall@10"].mean + found["mrr"].mean
+        self.history.append(
+            {
+                "step": self.step,
+                **{name: i.mean for name, i in found.items()},
+                "share": float(self.average.share),
+            }
+        )
         if value > self.best:
             self.best, self.waited = value, 0
             self.kept = {key: tensor.clone() for key, tensor in self.average.state_dict().items()}

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loracomp.retrieval.bank import TextStates
+from loracomp.retrieval.said import Said, TokenStates, of_all
 from loracomp.retrieval.towers import DRAWN, PICTURE
 from loracomp.training.corpus.arrangements import ARRANGE
 from loracomp.training.corpus.concepts import SPLITS, Concept
@@ -48,14 +48,14 @@ class Wide:
     """Random concepts as tensors.
 
     Attributes:
-        states: Centered text states, shape (w, 4, d).
+        states: Centered states of the tokens of texts (w, 4).
         pictures: Shape (w, 4, 3, 64, 64), uint8.
         imitated: The base's drawings after the concept's change, shape (w, 8, 3, 64, 64), uint8.
         things: Which of them show subjects of their own, shape (w,), bool.
         usable: Which of them can be imitated, shape (w,), bool.
     """
 
-    states: Tensor
+    states: Said
     pictures: Tensor
     imitated: Tensor
     things: Tensor
@@ -140,7 +140,7 @@ def _rows(parts: dict[str, list[Any]], rng: np.random.Generator) -> Iterator[dic
 
 
 def gathered(
-    concepts: Sequence[Concept], store: Store, plain: Tensor, states: TextStates, common: Tensor, jobs: int
+    concepts: Sequence[Concept], store: Store, plain: Tensor, states: TokenStates, common: Tensor, jobs: int
 ) -> Wide:
     """The concepts' pictures, words and imitations.
 
@@ -153,7 +153,7 @@ def gathered(
         jobs: Processes that draw.
     """
     texts = [text for concept in concepts for text in concept.descriptions]
-    said = torch.cat([states(texts[i : i + 256]).float() for i in range(0, len(texts), 256)]) - common
+    said = of_all(states, texts).minus(common).half()
     told = (store, _cut_out(plain))
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=told) as pool:
         work = [concepts[i : i + 32] for i in range(0, len(concepts), 32)]
@@ -162,7 +162,11 @@ def gathered(
     things = torch.tensor([bool(concept.subjects) for concept in concepts])
     changed = torch.tensor([bool(concept.looks or concept.subjects) for concept in concepts])
     artwork = torch.tensor([bool(concept.artwork) for concept in concepts])
-    return Wide(said.unflatten(0, (-1, 4)), pictures, imitated, things, changed & ~artwork)
+    return Wide(_by_four(said), pictures, imitated, things, changed & ~artwork)
+
+
+def _by_four(said: Said) -> Said:
+    return Said(said.states.unflatten(0, (-1, 4)), said.there.unflatten(0, (-1, 4)))
 
 
 _held: dict[str, Any] = {}
@@ -199,11 +203,14 @@ def save(wide: Wide, path: Path) -> None:
     """Keeps what took long to draw."""
     from safetensors.torch import save_file
 
-    save_file({name: value.contiguous() for name, value in vars(wide).items()}, path)
+    tensors = {name: value for name, value in vars(wide).items() if name != "states"}
+    tensors |= {"states": wide.states.states, "there": wide.states.there}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
 def load(path: Path) -> Wide:
     """What :func:`save` wrote."""
     from safetensors.torch import load_file
 
-    return Wide(**load_file(path))
+    tensors = load_file(path)
+    return Wide(states=Said(tensors.pop("states"), tensors.pop("there")), **tensors)
