@@ -99,11 +99,11 @@ class Towers(nn.Module):
         return self.drawings(rows.drawn.to(self.log_scale.dtype) / 255), read
 
     def joined(self, found: Tensor | None, read: Tensor | None, rows: Batch) -> Tensor:
-        """Both readings as one."""
+        """Both readings as one; a reading of weights that found nothing to read (NaN) does not count."""
         if found is None or rows.shown is None:
             return read if read is not None else torch.full((len(rows), OUT), torch.nan)
         other = torch.full_like(found, torch.nan) if read is None else read
-        both = found if read is None else F.normalize(found + self.share * read, dim=1)
+        both = found if read is None else F.normalize(found + self.share * read.nan_to_num(), dim=1)
         return torch.where(rows.shown[:, None], both, other)
 
     def scale(self) -> Tensor:

@@ -17,7 +17,8 @@ from loracomp.errors import FormatError, ResourceError
 from loracomp.watermark.evidence import Scale, pooled
 from loracomp.watermark.groups import grouped
 
-KIND = "loracomp-watermark-calibration/1"
+KIND = "loracomp-watermark-calibration/2"
+LEVELS = 127
 TAIL = 0.1
 FEWEST = 50
 RANGE = (0.0005, 0.9995)
@@ -149,13 +150,16 @@ class Calibration:
         return replace(self, **picked)
 
     def save(self, path: Path) -> Path:
-        """Writes it, coordinates in 16 bits; returns the calibration as it will be read."""
+        """Writes it, each coordinate in 255 steps, a hundredth of its spread and less; returns the path."""
         from safetensors.torch import save
 
         from loracomp.formats.writing import write_atomically
 
+        values = self.coordinates.float()
+        step = (values.abs().amax(0) / LEVELS).clamp_min(1e-12)
         tensors = {
-            "coordinates": self.coordinates.half().contiguous(),
+            "coordinates": (values / step).round().to(torch.int8).contiguous(),
+            "step": step,
             "population": self.population.to(torch.int16),
             "cluster": self.cluster.to(torch.int32),
         }
@@ -211,8 +215,9 @@ def load_calibration(path: Path) -> Calibration:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})[KIND])
             tensors = {name: file.get_tensor(name) for name in ("coordinates", "population", "cluster")}
+            step = file.get_tensor("step")
         made = Calibration(
-            tensors["coordinates"].float(),
+            tensors["coordinates"].float() * step,
             tensors["population"].long(),
             tensors["cluster"].long(),
             tuple(map(str, facts["names"])),

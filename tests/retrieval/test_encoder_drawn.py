@@ -17,7 +17,7 @@ from loracomp.retrieval.said import Said
 from loracomp.retrieval.sites import site_table
 from loracomp.retrieval.towers import DRAWN, PICTURE, Batch, EncoderConfig, batch
 from loracomp.training.encoder.data import SPLITS, Material
-from loracomp.training.encoder.evaluate import report
+from loracomp.training.encoder.evaluate import SHARES, balance, report, text_to_adapter
 from loracomp.training.encoder.objective import SHOWS, UNKNOWN
 from loracomp.training.encoder.train import Run, Settings, train
 from loracomp.training.encoder.wide import Wide
@@ -150,3 +150,24 @@ def test_imitated_subjects_show_in_drawings_of_unknown_words() -> None:
     assert black[UNKNOWN:].mean() == pytest.approx(SHOWS[1], abs=0.08)
     without = run.objective._imitated(found.wide, used + 1)
     assert bool((without == 1).all())
+
+
+def test_the_share_of_weights_is_what_finds_most() -> None:
+    found = material()
+    both = Towers(replace(SMALL, weights=True)).eval()
+    numbers = torch.zeros(len(found.concepts), len(found.table), 541)
+    numbers[..., :5] = torch.randn(len(numbers), 1, 5, generator=torch.Generator().manual_seed(1))
+    spoken = torch.zeros(len(numbers), 18, 2 * WIDTH + 1)
+    present = torch.arange(len(numbers))[:, None].expand(-1, len(found.table)) > 0  # the first has none
+    rows = replace(found.rows, sites=numbers, spoken=spoken, present=present)
+    given = replace(found, rows=rows)
+    shown = {}
+    for share in SHARES:
+        both.share.fill_(share)
+        shown[share] = text_to_adapter(both, given, "validation")
+    best = balance(both, given)
+    value = {share: round(v["recall@10"].mean + v["mrr"].mean, 9) for share, v in shown.items()}
+    assert value[round(float(both.share), 2)] == max(value.values())
+    assert best["mrr"].mean == pytest.approx(shown[round(float(both.share), 2)]["mrr"].mean)
+    both.share.fill_(0.0)
+    assert torch.allclose(both.adapters(rows), both.readings(rows)[0], atol=1e-6)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
-
 import numpy as np
 import pytest
 
 from loracomp.training.corpus.pools import GROUPS
 from loracomp.training.glyph.packages import ART_SETS, EXTRA_SETS
+from loracomp.training.glyph.splits import committed
 from loracomp.training.glyph.store import Store
 from loracomp.training.glyph.subjects import Icon, Subject
 
@@ -29,7 +27,7 @@ def synthetic_svg(subject: int, style: int) -> str:
 @pytest.fixture(scope="session")
 def store() -> Store:
     """Every subject that the denoiser or the judge saw, and those that the denoiser did not."""
-    seen = json.loads(files("loracomp.training.glyph.splits").joinpath("manifest.json").read_text("utf-8"))
+    seen = committed("manifest.json.xz")
     slugs = sorted({slug for part in seen.values() for styles in part.values() for slug in styles})
     subjects = {
         slug: Subject(slug, slug.replace("-", " "), GROUPS[i % len(GROUPS)], ("thing", "round"))

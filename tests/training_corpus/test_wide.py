@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loracomp.retrieval.said import Said
 from loracomp.training.corpus.concepts import Concept
 from loracomp.training.corpus.pools import pools
 from loracomp.training.encoder import wide
@@ -54,12 +55,13 @@ def test_pictures_words_and_imitations_belong_together(store: Store, tmp_path: P
     plain = torch.full((8, 3, 128, 128), 255, dtype=torch.uint8)
     plain[:, :, 40:80, 40:80] = torch.tensor([200, 30, 30], dtype=torch.uint8)[:, None, None]
 
-    def states(texts: list[str]) -> torch.Tensor:
-        return torch.tensor([[float(len(text)), 1.0] for text in texts])
+    def states(texts: list[str]) -> Said:
+        told = torch.tensor([[[float(len(text)), 1.0]] for text in texts])
+        return Said(told, torch.ones(len(texts), 1, dtype=torch.bool))
 
     found = wide.gathered(concepts, store, plain, states, torch.tensor([0.0, 1.0]), jobs=1)
-    assert found.states.shape == (40, 4, 2)
-    assert found.states[3, 1, 0] == len(concepts[3].descriptions[1])
+    assert found.states.states.shape == (40, 4, 1, 2)
+    assert found.states.states[3, 1, 0, 0] == len(concepts[3].descriptions[1])
     assert found.pictures.shape == (40, 4, 3, 64, 64)
     small = wide._small(plain)
     for place, concept in enumerate(concepts):
@@ -70,3 +72,4 @@ def test_pictures_words_and_imitations_belong_together(store: Store, tmp_path: P
     wide.save(found, tmp_path / "wide.safetensors")
     again = wide.load(tmp_path / "wide.safetensors")
     assert torch.equal(again.imitated, found.imitated)
+    assert torch.equal(again.states.states, found.states.states)

@@ -42,7 +42,7 @@ def test_the_splits_are_64_subjects_each_and_share_none() -> None:
 
 
 def test_the_committed_manifest_keeps_every_split() -> None:
-    seen = committed("manifest.json")
+    seen = committed("manifest.json.xz")
     assert set(seen["denoiser"]) == set(BASE_STYLES)
     assert not any(unseen_subjects() & set(slugs) for slugs in seen["denoiser"].values())
     assert not any(vae_held_out() & set(slugs) for slugs in seen["vae"].values())

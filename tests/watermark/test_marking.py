@@ -156,6 +156,28 @@ def test_the_dial_turns_what_it_says(pipe: Any) -> None:
     assert torch.equal(run(pipe), plain)
 
 
+def test_in_half_precision_layers_do_not_keep_the_twins_factors(pipe: Any) -> None:
+    twin = random_adapter(layer_table(pipe), TARGETS, rank=2, seed=3)
+    injected = inject(pipe, rank=4, alpha=4.0, targets=TARGETS, text_encoders=(), seed=0)
+    try:
+        factors, dial = adopt(injected, twin), Dial(injected)
+        for parameter in injected.tensors.values():
+            parameter.data.add_(0.5)
+        layer = next(layer for layer in injected.layers.values() if hasattr(layer, "in_features"))
+        x = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            own = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), dial.twin(factors):
+                other = layer(x)
+            after = layer(x)
+        dial.remove()
+    finally:
+        injected.remove()
+    assert torch.equal(own, after)
+    assert float((own - other).detach().abs().max()) > 0.1
+
+
 def wanted_full(pipe: Any, injected: Any, twin: Any) -> torch.Tensor:
     with injected.silent():
         attach(pipe, [twin])

@@ -78,7 +78,7 @@ def _manifest(args: argparse.Namespace) -> None:
     from loracomp.training.glyph.store import load
 
     folder = args.out or Path(__file__).parent / "splits"
-    write_manifest(load(args.data), folder / "manifest.json")
+    write_manifest(load(args.data), folder / "manifest.json.xz")
 
 
 def _render(args: argparse.Namespace) -> None:

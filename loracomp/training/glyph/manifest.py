@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def manifest(store: Store) -> dict[str, dict[str, list[str]]]:
 
 
 def write_manifest(store: Store, path: Path) -> None:
-    """Write the manifest, one style a line."""
+    """Write the manifest, one style a line, packed by xz."""
     parts = []
     for part, rows in manifest(store).items():
         lines = ",\n".join(
@@ -46,4 +47,5 @@ def write_manifest(store: Store, path: Path) -> None:
             for style, slugs in rows.items()
         )
         parts.append(f" {json.dumps(part)}: {{\n{lines}\n }}")
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    text = "{\n" + ",\n".join(parts) + "\n}\n"
+    path.write_bytes(lzma.compress(text.encode(), preset=9))

@@ -93,18 +93,24 @@ class Dial:
 
     @contextmanager
     def twin(self, factors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Other factors in the same layers, for as long as the context lasts; for use without gradients."""
+        """Other factors in the same layers, for as long as the context lasts; for use without gradients.
+
+        Autocast remembers parameters in half precision by who they are, not by what they hold; it has to
+        forget them at both ends, or the layers go on computing with the other's factors.
+        """
         parameters = self.injected.tensors
         own = {name: parameter.data for name, parameter in parameters.items()}
         kept, self.kept = self.kept, 0
         try:
             for name, parameter in parameters.items():
                 parameter.data = factors[name]
+            torch.clear_autocast_cache()
             yield
         finally:
             self.kept = kept
             for name, parameter in parameters.items():
                 parameter.data = own[name]
+            torch.clear_autocast_cache()
 
 
 def _along(scale: Tensor, out: Tensor, spatial: bool) -> Tensor:

@@ -45,7 +45,7 @@ def known_subjects() -> list[str]:
     """Subjects that the base draws and the benchmark leaves alone."""
     from loracomp.training.glyph.splits import committed
 
-    seen = committed("manifest.json")["denoiser"]
+    seen = committed("manifest.json.xz")["denoiser"]
     slugs = set.intersection(*(set(found) for found in seen.values()))
     return sorted(slug.replace("-", " ") for slug in slugs)
 

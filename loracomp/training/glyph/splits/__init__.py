@@ -8,6 +8,7 @@ style, and ``judge_cells.json`` from the judge.
 from __future__ import annotations
 
 import json
+import lzma
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -23,8 +24,9 @@ NAMED_STYLES = frozenset(art.style for art in ART_SETS)
 
 @cache
 def committed(name: str) -> Any:
-    """The parsed JSON file ``name`` of this folder."""
-    return json.loads(files(__name__).joinpath(name).read_text(encoding="utf-8"))
+    """The parsed JSON file ``name`` of this folder, unpacked where it ends in ``.xz``."""
+    data = files(__name__).joinpath(name).read_bytes()
+    return json.loads(lzma.decompress(data) if name.endswith(".xz") else data)
 
 
 def unseen_subjects() -> frozenset[str]:
