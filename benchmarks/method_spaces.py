@@ -100,6 +100,10 @@ def _cmlora(source: random.Random) -> dict[str, Any]:
     }
 
 
+def _gated(source: random.Random) -> dict[str, Any]:
+    return {"amount": _uniform(source, 0.2, 1.0)}
+
+
 def _nothing(source: random.Random) -> dict[str, Any]:
     return {}
 
@@ -112,6 +116,7 @@ FAMILIES: dict[str, tuple[str, tuple[Draw, ...]]] = {
     "w-composite": ("w-composite", (_nothing,)),
     "cmlora": ("cmlora", (_cmlora,)),
     "lion": ("lion", (_lion,)),
+    "gated": ("gated", (_gated,)),
     "guided": ("roles", (_guided,)),
     "staged": ("roles", (_staged,)),
     "routed": ("roles", (_routed,)),

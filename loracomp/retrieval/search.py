@@ -1,13 +1,15 @@
 """Finding adapters: by words of a text, by a picture, or by an adapter that is like them.
 
-Several views are ranked apart and fused by rank: what a learned encoder says, which texts move the
-weights (:mod:`loracomp.retrieval.hearing`), and what the header claims. Each answer says which it used.
+Several views are ranked apart: what a learned encoder says, which texts move the weights
+(:mod:`loracomp.retrieval.hearing`), and what the header claims. What a text or a picture asks for is ordered
+by how probable they make it together (:mod:`loracomp.retrieval.evidence`), so that a view that knows nothing
+of a word is silent; equals, and what is like another adapter, by rank. Each answer says what it used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +24,12 @@ from loracomp.retrieval import hearing, making
 from loracomp.retrieval.bank import TextStates, text_states
 from loracomp.retrieval.collection import Collection
 from loracomp.retrieval.encoding import encode_file
+from loracomp.retrieval.evidence import Chances, Views, ordered
 from loracomp.retrieval.filters import Compare, Filter, both
 from loracomp.retrieval.index import Hit, Row
-from loracomp.retrieval.words import WordIndex, reciprocal_ranks
+from loracomp.retrieval.words import WordIndex
 
 CANDIDATES = 200
-WEIGHTS: Mapping[str, float] = {"learned": 2.0, "hears": 1.0, "words": 1.0, "update": 1.0, "says": 0.5}
 _WORDY = 200_000
 # A header that claims every word of a query is believed this much.
 _NAMED = 0.95
@@ -65,9 +67,6 @@ class Answer:
     confidence: float
     notes: tuple[str, ...] = field(default=())
 
-
-Sure = Callable[[Hit], float]
-"""Confidence in a first hit, in [0, 1]."""
 
 Describe = Callable[[Any], str]
 """Puts a picture into words."""
@@ -128,12 +127,17 @@ class Searcher:
                 "an empty text; say what to look for: loracomp index search 'a watercolor dragon'"
             )
         base = base or self._commonest(where)
-        limits = both(where, Compare("base", "=", base))
-        views: dict[str, list[tuple[str, float]]] = {}
-        notes = []
+        views, notes = self._asked(query, base, where, words)
         if base in self._encoders:
             vector = self._encoders[base].texts([query])[0]
-            views["learned"] = self._nearest("learned", vector, limits)
+            views = {"learned": self._nearest("learned", vector, _limits(base, where)), **views}
+        else:
+            notes.append(f"no learned encoder for {base}: texts are matched by text probes and headers")
+        return self._fused(views, k, base, self._chances(query, base), notes)
+
+    def _asked(self, query: str, base: str, where: Filter | None, words: bool) -> tuple[Views, list[str]]:
+        """What hears a text, and whose header has its words; and what is to be said of that."""
+        limits, views, notes = _limits(base, where), {}, []
         if base in self._collection.banks:
             views["hears"] = self._heard(query, base, limits)
         else:
@@ -143,10 +147,7 @@ class Searcher:
                 None if where is None else {row["id"] for row in self._collection.index.scan(limits, ("id",))}
             )
             views["words"] = self._words.search(query, CANDIDATES, among)
-        if base not in self._encoders:
-            notes.append(f"no learned encoder for {base}: texts are matched by text probes and headers")
-        among = self._collection.index.stats()["rows"]
-        return self._fused(views, k, base, self._sure_of_text(query, base, among), notes)
+        return views, notes
 
     def image(
         self,
@@ -163,28 +164,28 @@ class Searcher:
             k: How many at most.
             where: What they must be.
             base: Base they must be for; the commonest of the index where None.
-            describer: Gives what puts a picture into words for a base, which are searched for where there is
-                no learned encoder.
+            describer: Gives what puts a picture into words for a base; these are searched for as well.
 
         Raises:
             ResourceError: Neither a learned encoder nor words.
         """
         base = base or self._commonest(where)
+        views: Views = {}
+        notes: list[str] = []
+        describe, said = describer(base) if describer else None, ""
         if base in self._encoders:
-            encoder = self._encoders[base]
-            limits = both(where, Compare("base", "=", base))
-            found = self._nearest("learned", encoder.images([image])[0], limits)
-            return self._fused(
-                {"learned": found}, k, base, lambda hit: encoder.confidence(hit.explain["learned"])
-            )
-        describe = describer(base) if describer else None
-        if describe is None:
+            vector = self._encoders[base].images([image])[0]
+            views["learned"] = self._nearest("learned", vector, _limits(base, where))
+        elif describe is None:
             raise ResourceError(
                 f"pictures need a learned encoder for {base}; train one: python -m loracomp.training.encoder"
             )
-        said = describe(image)
-        answer = self.text(said, k, where, base)
-        return replace(answer, notes=(f"the picture was searched for by the words {said!r}", *answer.notes))
+        if describe is not None:
+            said = describe(image)
+            asked, missing = self._asked(said, base, where, words=True)
+            views |= asked
+            notes = [f"the picture was searched for by the words {said!r}", *missing]
+        return self._fused(views, k, base, self._chances(said, base), notes)
 
     def like(self, adapter: str, k: int = 10, where: Filter | None = None) -> Answer:
         """Adapters like one of the index (by id, path or name) or like a file, itself left out.
@@ -200,7 +201,7 @@ class Searcher:
         for space, flag in (("hears", "heard"), ("says", "heard"), ("learned", "learned")):
             if row[flag]:
                 views[space] = self._nearest(space, row[f"v_{space}"], without)
-        return self._fused(views, k, str(row["base"]), lambda hit: max(hit.explain.get("update", 0.0), 0.0))
+        return self._fused(views, k, str(row["base"]), None)
 
     def _row_of(self, adapter: str) -> tuple[Row, str]:
         path = Path(adapter).expanduser()
@@ -251,41 +252,49 @@ class Searcher:
 
     def _fused(
         self,
-        views: Mapping[str, list[tuple[str, float]]],
+        views: Views,
         k: int,
         base: str,
-        sure: Sure,
+        chances: Chances | None,
         notes: Sequence[str] = (),
     ) -> Answer:
-        rankings = [(WEIGHTS[name], [id_ for id_, _ in found]) for name, found in views.items() if found]
-        scores = reciprocal_ranks(rankings)
+        """The views as one answer; without ``chances`` as sure as its update's cosine."""
+        scores, places = ordered(views, chances)
         best = sorted(scores, key=lambda id_: (-scores[id_], id_))[:k]
-        places: dict[str, dict[str, float]] = {id_: {} for id_ in best}
-        for name, found in views.items():
-            for rank, (id_, score) in enumerate(found, 1):
-                if id_ in places:
-                    places[id_] |= {name: score, f"{name}_rank": rank}
         rows = {row["id"]: row for row in self._collection.index.get(best)}
         version = self._collection.index.stats()["version"]
         shown = [i for i in best if i in rows]
         hits = tuple(Hit(i, scores[i], version, without_vectors(rows[i]), places[i]) for i in shown)
         used = tuple(name for name, found in views.items() if found)
-        return Answer(hits, used, base, sure(hits[0]) if hits else 0.0, tuple(notes))
+        sure = 0.0
+        if hits:
+            said = hits[0].explain
+            sure = (
+                said.get("update", 0.0)
+                if chances is None
+                else max(chances(hits[0].id, said).values(), default=0.0)
+            )
+        return Answer(hits, used, base, max(sure, 0.0), tuple(notes))
 
-    def _sure_of_text(self, query: str, base: str, among: int) -> Sure:
-        """How sure a text's best match is: by the encoder, else by what it hears; or because it is named."""
-        encoder = self._encoders.get(base)
+    def _chances(self, query: str, base: str) -> Chances:
+        """How sure each view is of an adapter: the encoder, what it hears, and that it is named."""
+        encoder, among = self._encoders.get(base), self._collection.index.stats()["rows"]
 
-        def sure(hit: Hit) -> float:
-            said, chance = hit.explain, 0.0
-            if encoder is not None:
-                chance = encoder.confidence(said["learned"]) if "learned" in said else 0.0
-            elif "hears" in said:
-                chance = hearing.confidence(said["hears"], among)
-            named = _NAMED * self._words.coverage(query, hit.id) if "words" in said and self._words else 0.0
-            return max(chance, named)
+        def chances(id_: str, said: Mapping[str, float]) -> dict[str, float]:
+            found = {}
+            if encoder is not None and "learned" in said:
+                found["learned"] = encoder.confidence(said["learned"])
+            if "hears" in said:
+                found["hears"] = hearing.confidence(said["hears"], among)
+            if "words" in said and self._words:
+                found["words"] = _NAMED * self._words.coverage(query, id_)
+            return found
 
-        return sure
+        return chances
+
+
+def _limits(base: str, where: Filter | None) -> Filter:
+    return both(where, Compare("base", "=", base))
 
 
 def without_vectors(row: Row) -> Row:
