@@ -32,6 +32,7 @@ from loracomp.retrieval.towers import (
     TextTower,
     batch,
 )
+from loracomp.retrieval.words import content
 
 FORMAT = 3
 _ROWS = 64
@@ -120,12 +121,14 @@ class LearnedEncoder:
         calibration: Of the cosine between a text and an adapter.
         name: Identity of the weights.
         states: The base's text encoder; read from the shipped base where None.
+        words: Words that it was trained with; empty where that is not known.
     """
 
     towers: Towers
     calibration: Calibration = field(default_factory=Calibration)
     name: str = ""
     states: TokenStates | None = None
+    words: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.towers.eval()
@@ -169,6 +172,11 @@ class LearnedEncoder:
         """Calibrated probability that a best match of this cosine is one."""
         return self.calibration(score)
 
+    def knows(self, text: str) -> float:
+        """Share of a text's words that it was trained with, in [0, 1]."""
+        wanted = content(text)
+        return len(wanted & self.words) / len(wanted) if wanted and self.words else 1.0
+
     def save(self, path: Path) -> None:
         """Writes the encoder, matrices as integers of eight bits."""
         from safetensors.torch import save_file
@@ -178,6 +186,7 @@ class LearnedEncoder:
             "features": VERSION,
             "config": asdict(self.towers.config),
             "calibration": asdict(self.calibration),
+            "words": " ".join(sorted(self.words)),
         }
         save_file(_packed(self.towers), path, {"loracomp.encoder": json.dumps(said, sort_keys=True)})
 
@@ -240,7 +249,8 @@ def load_encoder(path: Path) -> LearnedEncoder:
             raise FormatError(f"{path}: an encoder of another version; train it again")
         towers = Towers(EncoderConfig(**said["config"]))
         towers.load_state_dict(_unpacked(tensors))
-        return LearnedEncoder(towers, Calibration(**said["calibration"]))
+        words = frozenset(str(said["words"]).split())
+        return LearnedEncoder(towers, Calibration(**said["calibration"]), words=words)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0]
         raise FormatError(f"{path}: not an encoder ({line}); train it again") from error

@@ -24,15 +24,13 @@ from loracomp.retrieval import hearing, making
 from loracomp.retrieval.bank import TextStates, text_states
 from loracomp.retrieval.collection import Collection
 from loracomp.retrieval.encoding import encode_file
-from loracomp.retrieval.evidence import Chances, Views, ordered
+from loracomp.retrieval.evidence import Signs, Views, ordered
 from loracomp.retrieval.filters import Compare, Filter, both
 from loracomp.retrieval.index import Hit, Row
 from loracomp.retrieval.words import WordIndex
 
 CANDIDATES = 200
 _WORDY = 200_000
-# A header that claims every word of a query is believed this much.
-_NAMED = 0.95
 
 
 class QueryEncoder(making.Encoder, Protocol):
@@ -46,6 +44,9 @@ class QueryEncoder(making.Encoder, Protocol):
 
     def confidence(self, score: float) -> float:
         """Calibrated probability, in [0, 1], that a best match of this cosine is one."""
+
+    def knows(self, text: str) -> float:
+        """Share of a text's words that it was trained with, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Searcher:
             views = {"learned": self._nearest("learned", vector, _limits(base, where)), **views}
         else:
             notes.append(f"no learned encoder for {base}: texts are matched by text probes and headers")
-        return self._fused(views, k, base, self._chances(query, base), notes)
+        return self._fused(views, k, base, self._signs(query, base), notes)
 
     def _asked(self, query: str, base: str, where: Filter | None, words: bool) -> tuple[Views, list[str]]:
         """What hears a text, and whose header has its words; and what is to be said of that."""
@@ -185,7 +186,7 @@ class Searcher:
             asked, missing = self._asked(said, base, where, words=True)
             views |= asked
             notes = [f"the picture was searched for by the words {said!r}", *missing]
-        return self._fused(views, k, base, self._chances(said, base), notes)
+        return self._fused(views, k, base, self._signs(said, base, seen=True), notes)
 
     def like(self, adapter: str, k: int = 10, where: Filter | None = None) -> Answer:
         """Adapters like one of the index (by id, path or name) or like a file, itself left out.
@@ -255,42 +256,32 @@ class Searcher:
         views: Views,
         k: int,
         base: str,
-        chances: Chances | None,
+        signs: Signs | None,
         notes: Sequence[str] = (),
     ) -> Answer:
-        """The views as one answer; without ``chances`` as sure as its update's cosine."""
-        scores, places = ordered(views, chances)
+        """The views as one answer; without ``signs`` as sure as its update's cosine."""
+        scores, places = ordered(views, signs)
         best = sorted(scores, key=lambda id_: (-scores[id_], id_))[:k]
         rows = {row["id"]: row for row in self._collection.index.get(best)}
         version = self._collection.index.stats()["version"]
         shown = [i for i in best if i in rows]
         hits = tuple(Hit(i, scores[i], version, without_vectors(rows[i]), places[i]) for i in shown)
         used = tuple(name for name, found in views.items() if found)
-        sure = 0.0
+        sure = [0.0]
         if hits:
             said = hits[0].explain
-            sure = (
-                said.get("update", 0.0)
-                if chances is None
-                else max(chances(hits[0].id, said).values(), default=0.0)
-            )
-        return Answer(hits, used, base, max(sure, 0.0), tuple(notes))
+            sure += [said.get("update", 0.0)] if signs is None else signs(hits[0].id, said).values()
+        return Answer(hits, used, base, max(sure), tuple(notes))
 
-    def _chances(self, query: str, base: str) -> Chances:
-        """How sure each view is of an adapter: the encoder, what it hears, and that it is named."""
-        encoder, among = self._encoders.get(base), self._collection.index.stats()["rows"]
-
-        def chances(id_: str, said: Mapping[str, float]) -> dict[str, float]:
-            found = {}
-            if encoder is not None and "learned" in said:
-                found["learned"] = encoder.confidence(said["learned"])
-            if "hears" in said:
-                found["hears"] = hearing.confidence(said["hears"], among)
-            if "words" in said and self._words:
-                found["words"] = _NAMED * self._words.coverage(query, id_)
-            return found
-
-        return chances
+    def _signs(self, query: str, base: str, seen: bool = False) -> Signs:
+        """How sure the views are; of an encoder that saw a picture, whatever words the query has."""
+        encoder, words = self._encoders.get(base), self._words
+        return Signs(
+            self._collection.index.stats()["rows"],
+            None if encoder is None else encoder.confidence,
+            1.0 if encoder is None or seen else encoder.knows(query),
+            None if words is None else lambda id_: words.coverage(query, id_),
+        )
 
 
 def _limits(base: str, where: Filter | None) -> Filter:

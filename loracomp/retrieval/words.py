@@ -17,6 +17,11 @@ def words(text: str) -> list[str]:
     return [w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in found]
 
 
+def content(text: str) -> set[str]:
+    """The words of a text that say what is wanted."""
+    return set(words(text)) - _EMPTY
+
+
 class WordIndex:
     """BM25 over short texts (Robertson and Zaragoza, The Probabilistic Relevance Framework, 2009, §3.4).
 
@@ -40,7 +45,7 @@ class WordIndex:
 
     def coverage(self, text: str, id_: str) -> float:
         """Share of a text's words that an id's text has, rare words counting more; in [0, 1]."""
-        wanted = sorted(set(words(text)) - _EMPTY)
+        wanted = sorted(content(text))
         total = sum(self._rarity(word) for word in wanted)
         found = sum(self._rarity(word) for word in wanted if id_ in self._places.get(word, ()))
         return found / total if total > 0 else 0.0
@@ -48,7 +53,7 @@ class WordIndex:
     def search(self, text: str, k: int, among: set[str] | None = None) -> list[tuple[str, float]]:
         """The ``k`` ids of highest score above 0, best first; ties by id."""
         scores: dict[str, float] = defaultdict(float)
-        for word in sorted(set(words(text)) - _EMPTY):
+        for word in sorted(content(text)):
             there = self._places.get(word, {})
             rarity = self._rarity(word)
             for id_, count in there.items():

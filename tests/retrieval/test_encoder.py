@@ -57,6 +57,10 @@ def test_the_shipped_shape_stays_below_three_megabytes(tmp_path: Path) -> None:
     encoder.save(tmp_path / "glyph.safetensors")
     assert (tmp_path / "glyph.safetensors").stat().st_size < 3_000_000
     again = load_encoder(tmp_path / "glyph.safetensors")
+    assert again.knows("a violin") == 1
+    taught = replace(encoder, words=frozenset({"violin", "red"}))
+    taught.save(tmp_path / "taught.safetensors")
+    assert load_encoder(tmp_path / "taught.safetensors").knows("a red owl in the style of violins") == 2 / 3
     assert (again.name, again.base, again.calibration) == (encoder.name, "glyph", encoder.calibration)
     rows = [encode_adapter(adapter(1), bank())]
     assert torch.allclose(again.adapters(rows), encoder.adapters(rows), atol=2e-3)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from loracomp.retrieval.said import Said
+from loracomp.retrieval.words import content
 from loracomp.training.corpus.concepts import Concept
 from loracomp.training.corpus.pools import pools
 from loracomp.training.encoder import wide
@@ -73,3 +74,4 @@ def test_pictures_words_and_imitations_belong_together(store: Store, tmp_path: P
     again = wide.load(tmp_path / "wide.safetensors")
     assert torch.equal(again.imitated, found.imitated)
     assert torch.equal(again.states.states, found.states.states)
+    assert again.words == found.words >= content(concepts[0].descriptions[0])

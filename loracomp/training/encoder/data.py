@@ -26,6 +26,7 @@ from loracomp.retrieval.encoding import Encoded
 from loracomp.retrieval.said import Said, TokenStates, of_all
 from loracomp.retrieval.sites import SiteTable, site_table
 from loracomp.retrieval.towers import PICTURE, Batch, batch
+from loracomp.retrieval.words import content
 from loracomp.training.corpus.store import CONCEPTS, TABLE
 from loracomp.training.encoder.wide import Wide
 
@@ -103,6 +104,7 @@ class Material:
         files: The adapters' files.
         plain: What the base alone draws, shape (8, 3, 64, 64), uint8; None where nothing was drawn.
         wide: Further words and pictures; None for none.
+        words: Words of the training concepts' paraphrases.
     """
 
     table: SiteTable
@@ -118,6 +120,7 @@ class Material:
     files: tuple[Path, ...]
     plain: Tensor | None = None
     wide: Wide | None = None
+    words: frozenset[str] = frozenset()
 
     def members(self, split: str) -> Tensor:
         """Positions of the adapters of a split."""
@@ -157,6 +160,7 @@ def material(corpus: Corpus, collection: Collection, base: str, states: TokenSta
     names = tuple(sorted({entry.concept for entry in corpus.entries}))
     number = {name: place for place, name in enumerate(names)}
     texts = [(text, number[name]) for name in names for text in corpus.paraphrases[name]]
+    trained = {entry.concept for entry in corpus.entries if entry.split == "train"}
     shown = [(file, number[name]) for name in names for file in corpus.pictures.get(name, ())]
     return Material(
         table=site_table(base),
@@ -170,6 +174,9 @@ def material(corpus: Corpus, collection: Collection, base: str, states: TokenSta
         names=names,
         common=bank.common,
         files=tuple(entry.file for entry in corpus.entries),
+        words=frozenset(
+            word for name in trained for text in corpus.paraphrases[name] for word in content(text)
+        ),
     )
 
 

@@ -232,4 +232,5 @@ def train(
     towers = Towers(config)
     towers.load_state_dict({key: value.cpu() for key, value in run.kept.items()})
     slope, offset = calibrate(towers.eval(), material.to("cpu"))
-    return LearnedEncoder(towers, Calibration(slope, offset))
+    words = material.words | (material.wide.words if material.wide is not None else frozenset())
+    return LearnedEncoder(towers, Calibration(slope, offset), words=words)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from loracomp.retrieval.said import Said, TokenStates, of_all
 from loracomp.retrieval.towers import DRAWN, PICTURE
+from loracomp.retrieval.words import content
 from loracomp.training.corpus.arrangements import ARRANGE
 from loracomp.training.corpus.concepts import SPLITS, Concept
 from loracomp.training.corpus.looks import Look, apply
@@ -34,6 +35,7 @@ from loracomp.training.glyph.store import Store
 
 Words = Literal["all", "train"]
 SHOTS = 4
+_MOVED = ("states", "pictures", "imitated", "things", "usable")
 _PALETTES = 40
 _SHARES = {
     "thing": 0.15, "thing recolored": 0.18, "pair": 0.14, "thing filtered": 0.10, "artwork": 0.03,
@@ -53,6 +55,7 @@ class Wide:
         imitated: The base's drawings after the concept's change, shape (w, 8, 3, 64, 64), uint8.
         things: Which of them show subjects of their own, shape (w,), bool.
         usable: Which of them can be imitated, shape (w,), bool.
+        words: All words of their texts.
     """
 
     states: Said
@@ -60,10 +63,11 @@ class Wide:
     imitated: Tensor
     things: Tensor
     usable: Tensor
+    words: frozenset[str] = frozenset()
 
     def to(self, device: torch.device | str) -> Wide:
         """On another device."""
-        return Wide(**{name: value.to(device) for name, value in vars(self).items()})
+        return replace(self, **{name: getattr(self, name).to(device) for name in _MOVED})
 
 
 def key(concept: Concept) -> tuple[Any, ...]:
@@ -162,7 +166,8 @@ def gathered(
     things = torch.tensor([bool(concept.subjects) for concept in concepts])
     changed = torch.tensor([bool(concept.looks or concept.subjects) for concept in concepts])
     artwork = torch.tensor([bool(concept.artwork) for concept in concepts])
-    return Wide(_by_four(said), pictures, imitated, things, changed & ~artwork)
+    found = frozenset(word for text in texts for word in content(text))
+    return Wide(_by_four(said), pictures, imitated, things, changed & ~artwork, found)
 
 
 def _by_four(said: Said) -> Said:
@@ -203,14 +208,17 @@ def save(wide: Wide, path: Path) -> None:
     """Keeps what took long to draw."""
     from safetensors.torch import save_file
 
-    tensors = {name: value for name, value in vars(wide).items() if name != "states"}
+    tensors = {name: getattr(wide, name) for name in _MOVED if name != "states"}
     tensors |= {"states": wide.states.states, "there": wide.states.there}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    packed = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(packed, path, {"words": " ".join(sorted(wide.words))})
 
 
 def load(path: Path) -> Wide:
     """What :func:`save` wrote."""
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    tensors = load_file(path)
-    return Wide(states=Said(tensors.pop("states"), tensors.pop("there")), **tensors)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        words = frozenset(str((file.metadata() or {})["words"]).split())
+    return Wide(states=Said(tensors.pop("states"), tensors.pop("there")), words=words, **tensors)
