@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from math import e, log, prod
 
@@ -17,6 +17,9 @@ EQUALS = 0.01
 """What ranks count for among adapters that are equally probable."""
 NAMED = 0.95
 """A header that claims every word of a query is believed this much."""
+UNDRAWN = 0.2
+"""What is left of an encoder's probability where it read weights alone: it is right in 7 % of the validation
+texts for which its calibration, made on drawn adapters, gives 38 %; 8 % for 33 % in the test."""
 PRIOR = 0.3
 """Odds, before anything is heard, that the adapter that answers best is what was asked for."""
 _TINY = 1e-12
@@ -51,18 +54,21 @@ class Signs:
         learned: A learned encoder's probability that a best match of a cosine is one; None without one.
         known: Share of the query that the encoder understands, in [0, 1].
         coverage: Share of the query's words that an id's header has; None without headers.
+        drawn: Ids that were drawn with.
     """
 
     among: int
     learned: Callable[[float], float] | None = None
     known: float = 1.0
     coverage: Callable[[str], float] | None = None
+    drawn: Container[str] = ()
 
     def __call__(self, id_: str, said: Mapping[str, float]) -> dict[str, float]:
         """Probabilities by view for an adapter, from what the views say of it."""
         found = {}
         if self.learned is not None and "learned" in said:
-            found["learned"] = self.known * self.learned(said["learned"])
+            share = self.known if id_ in self.drawn else self.known * UNDRAWN
+            found["learned"] = share * self.learned(said["learned"])
         if "hears" in said:
             found["hears"] = hearing.confidence(said["hears"], self.among)
         if self.coverage is not None and "words" in said:

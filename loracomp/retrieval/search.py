@@ -1,9 +1,7 @@
 """Finding adapters: by words of a text, by a picture, or by an adapter that is like them.
 
-Several views are ranked apart: what a learned encoder says, which texts move the weights
-(:mod:`loracomp.retrieval.hearing`), and what the header claims. What a text or a picture asks for is ordered
-by how probable they make it together (:mod:`loracomp.retrieval.evidence`), so that a view that knows nothing
-of a word is silent; equals, and what is like another adapter, by rank. Each answer says what it used.
+Several views rank apart: a learned encoder, texts that move the weights (:mod:`loracomp.retrieval.hearing`),
+and headers. :mod:`loracomp.retrieval.evidence` makes one order of them. Each answer says what it used.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from loracomp.retrieval.words import WordIndex
 
 CANDIDATES = 200
 _WORDY = 200_000
+_NONE: frozenset[str] = frozenset()
 
 
 class QueryEncoder(making.Encoder, Protocol):
@@ -124,17 +123,16 @@ class Searcher:
             UsageError: An empty query, or an empty index.
         """
         if not query.strip():
-            raise UsageError(
-                "an empty text; say what to look for: loracomp index search 'a watercolor dragon'"
-            )
+            raise UsageError("an empty text; say what is wanted: loracomp index search 'a watercolor dragon'")
         base = base or self._commonest(where)
         views, notes = self._asked(query, base, where, words)
+        drawn = _NONE
         if base in self._encoders:
-            vector = self._encoders[base].texts([query])[0]
-            views = {"learned": self._nearest("learned", vector, _limits(base, where)), **views}
+            learned, drawn = self._learned(self._encoders[base].texts([query])[0], base, where)
+            views = {"learned": learned, **views}
         else:
             notes.append(f"no learned encoder for {base}: texts are matched by text probes and headers")
-        return self._fused(views, k, base, self._signs(query, base), notes)
+        return self._fused(views, k, base, self._signs(query, base, drawn), notes)
 
     def _asked(self, query: str, base: str, where: Filter | None, words: bool) -> tuple[Views, list[str]]:
         """What hears a text, and whose header has its words; and what is to be said of that."""
@@ -174,9 +172,9 @@ class Searcher:
         views: Views = {}
         notes: list[str] = []
         describe, said = describer(base) if describer else None, ""
+        drawn = _NONE
         if base in self._encoders:
-            vector = self._encoders[base].images([image])[0]
-            views["learned"] = self._nearest("learned", vector, _limits(base, where))
+            views["learned"], drawn = self._learned(self._encoders[base].images([image])[0], base, where)
         elif describe is None:
             raise ResourceError(
                 f"pictures need a learned encoder for {base}; train one: python -m loracomp.training.encoder"
@@ -186,7 +184,7 @@ class Searcher:
             asked, missing = self._asked(said, base, where, words=True)
             views |= asked
             notes = [f"the picture was searched for by the words {said!r}", *missing]
-        return self._fused(views, k, base, self._signs(said, base, seen=True), notes)
+        return self._fused(views, k, base, self._signs(said, base, drawn, seen=True), notes)
 
     def like(self, adapter: str, k: int = 10, where: Filter | None = None) -> Answer:
         """Adapters like one of the index (by id, path or name) or like a file, itself left out.
@@ -247,6 +245,13 @@ class Searcher:
         pairs = [(row["id"], float(score)) for row, score in zip(rows, found, strict=True)]
         return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
+    def _learned(
+        self, vector: Tensor, base: str, where: Filter | None
+    ) -> tuple[list[tuple[str, float]], frozenset[str]]:
+        """The nearest to a query's vector, and which of them were drawn with."""
+        hits = self._collection.index.search("learned", vector.tolist(), CANDIDATES, _limits(base, where))
+        return [(h.id, h.score) for h in hits], frozenset(h.id for h in hits if making.was_drawn(h.row))
+
     def _nearest(self, space: str, vector: Any, where: Filter) -> list[tuple[str, float]]:
         hits = self._collection.index.search(space, np.asarray(vector).tolist(), CANDIDATES, where)
         return [(hit.id, hit.score) for hit in hits]
@@ -273,7 +278,7 @@ class Searcher:
             sure += [said.get("update", 0.0)] if signs is None else signs(hits[0].id, said).values()
         return Answer(hits, used, base, max(sure), tuple(notes))
 
-    def _signs(self, query: str, base: str, seen: bool = False) -> Signs:
+    def _signs(self, query: str, base: str, drawn: frozenset[str], seen: bool = False) -> Signs:
         """How sure the views are; of an encoder that saw a picture, whatever words the query has."""
         encoder, words = self._encoders.get(base), self._words
         return Signs(
@@ -281,6 +286,7 @@ class Searcher:
             None if encoder is None else encoder.confidence,
             1.0 if encoder is None or seen else encoder.knows(query),
             None if words is None else lambda id_: words.coverage(query, id_),
+            drawn,
         )
 
 
