@@ -2,7 +2,7 @@
 
 The judge looks at pictures of subjects that the base knows, in its four styles: drawn by the base at its
 own settings, by the base in few steps without guidance, and by the base with the accelerator in as many.
-Writes ``benchmarks/results/accelerator.json`` and ``docs/images/accelerator.png``.
+Writes ``benchmarks/results/accelerator.json`` and ``docs/images/accelerator.webp``.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> None:
         )
     report = {"pictures": len(wanted), "adapter": fast.digest[:16], "rows": rows}
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    write_sheet(torch.cat(shown), None, ROOT / "docs" / "images" / "accelerator.png", columns=SHOWN)
+    write_sheet(torch.cat(shown), None, ROOT / "docs" / "images" / "accelerator.webp", columns=SHOWN)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Draws every pair of shipped subject and style with the base alone, each adapter alone, and each
 method, puts the artist's original below where there is one, and writes
-``docs/images/composition.png`` and a part of it as ``docs/images/hero.png``. The same seed everywhere.
+``docs/images/composition.webp`` and a part of it as ``docs/images/hero.png``. The same seed everywhere.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--method", action="append", default=[], help="may be repeated")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=IMAGES / "composition.png")
+    parser.add_argument("--out", type=Path, default=IMAGES / "composition.webp")
     wanted = parser.parse_args()
     pipe = open_base(device=wanted.device)
     chosen = pairs(wanted.count)
@@ -100,7 +100,9 @@ def main() -> None:
 
 def save(sheet: Image.Image, path: Path) -> None:
     """Writes a sheet as a small PNG and says where."""
-    sheet.quantize(192).save(path, optimize=True)
+    if path.suffix == ".png":
+        sheet = sheet.quantize(192)
+    sheet.save(path, optimize=True)
     print(path)
 
 

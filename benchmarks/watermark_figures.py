@@ -48,7 +48,7 @@ def figures(
             "distance_color": _distance(judge, pictures, drawn["twin"], ~white),
         }
     if method == "keyed" and seed == 0:
-        _residual(drawn["marked"], drawn["twin"], images / f"watermark_{style}.png")
+        _residual(drawn["marked"], drawn["twin"], images / f"watermark_{style}.webp")
     out["residual_psnr"] = float(-10 * torch.log10((drawn["marked"] - drawn["twin"]).square().mean()))
     return out
 
