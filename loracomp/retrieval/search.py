@@ -197,8 +197,9 @@ class Searcher:
         limits = both(where, Compare("base", "=", row["base"]))
         without = both(limits, Compare("id", "!=", itself)) if itself else limits
         views = {"update": self._nearest("update", row["v_update"], without)}
-        for space, flag in (("hears", "heard"), ("says", "heard"), ("learned", "learned")):
-            if row[flag]:
+        learned = bool(row["learned"]) and making.was_drawn(row)  # of weights alone updates tell more
+        for space, there in (("hears", row["heard"]), ("says", row["heard"]), ("learned", learned)):
+            if there:
                 views[space] = self._nearest(space, row[f"v_{space}"], without)
         return self._fused(views, k, str(row["base"]), None)
 

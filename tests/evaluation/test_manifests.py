@@ -53,19 +53,19 @@ def test_the_denoiser_sees_neither_unseen_subjects_nor_unseen_styles() -> None:
 
 @pytest.mark.parametrize("part", ["denoiser", "vae"])
 def test_no_part_of_the_base_saw_the_truth(part: str) -> None:
-    seen = committed("manifest.json")[part]
+    seen = committed("manifest.json.xz")[part]
     assert sum(map(len, seen.values())) > 1000
     assert not leaks([[slug, style] for style, slugs in seen.items() for slug in slugs])
 
 
 def test_the_vae_saw_no_unseen_subject_at_all() -> None:
     """It paints filters over whatever it sees, and these pictures are in no list."""
-    seen = committed("manifest.json")["vae"]
+    seen = committed("manifest.json.xz")["vae"]
     assert not {slug for slugs in seen.values() for slug in slugs} & unseen_subjects()
 
 
 def test_the_manifest_of_the_base_names_every_part_that_is_trained() -> None:
-    table = committed("manifest.json")
+    table = committed("manifest.json.xz")
     assert set(table) == {"vae", "denoiser", "judge"}
     assert set(table["denoiser"]) == set(BASE_STYLES)
     assert not {slug for slugs in table["denoiser"].values() for slug in slugs} & unseen_subjects()

@@ -156,6 +156,7 @@ def test_the_commands_train_measure_and_compare(
     shown = searcher.image(Image.new("RGBA", (40, 20), (0, 0, 0, 0)), 3)
     assert shown.used == ("learned",)
     assert len(shown.hits) == 3
+    assert "learned" not in searcher.like("zq00", 3).used  # nothing was drawn
 
 
 def test_calibration_tells_matches_from_others(corpus: Path) -> None:
