@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 TABS = ("Compose", "Compare", "History", "Train", "Watermark", "Library", "Jobs")
 WIDTHS = {1440: 900, 390: 844}
 PATIENCE_MS = 180_000
-COLORS = (96, 64, 32, 16)
+COLORS = (64, 32, 16)
 LARGEST = 118_000
 
 

@@ -4,7 +4,7 @@
 
 Draws every pair of shipped subject and style with the base alone, each adapter alone, and each
 method, puts the artist's original below where there is one, and writes
-``docs/images/composition.webp`` and a part of it as ``docs/images/hero.png``. The same seed everywhere.
+``docs/images/composition.webp`` and a part of it as ``docs/images/hero.webp``. The same seed everywhere.
 """
 
 from __future__ import annotations
@@ -95,14 +95,12 @@ def main() -> None:
     save(contact_sheet(rows, heads, title=title), wanted.out)
     picked = [heads.index(head) for head in HERO if head in heads]
     kept = [(label, [cells[index] for index in picked]) for label, cells in rows if label in HERO_ROWS]
-    save(contact_sheet(kept, [heads[index] for index in picked]), wanted.out.with_name("hero.png"))
+    save(contact_sheet(kept, [heads[index] for index in picked]), wanted.out.with_name("hero.webp"))
 
 
 def save(sheet: Image.Image, path: Path) -> None:
-    """Writes a sheet as a small PNG and says where."""
-    if path.suffix == ".png":
-        sheet = sheet.quantize(192)
-    sheet.save(path, optimize=True)
+    """Writes a sheet and says where."""
+    sheet.save(path, quality=82, method=6)
     print(path)
 
 

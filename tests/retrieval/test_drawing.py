@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from artists import SHAPE, tiny_artist
 from commandline import Run, command_line
 from known_adapters import CROSS, adapter, bank
 from safetensors.torch import load
 from safetensors.torch import save as to_bytes
-from tiny import tiny_pipeline
 
 from loracomp.adapter import Adapter
 from loracomp.alone import Alone
@@ -25,21 +25,10 @@ from loracomp.formats import save
 from loracomp.retrieval.building import build, remove
 from loracomp.retrieval.collection import Collection
 from loracomp.retrieval.drawing import draw, undrawn
-from loracomp.retrieval.drawn import SEED, WORDS, draw_probes, strip
+from loracomp.retrieval.drawn import SEED, draw_probes, strip
 from loracomp.retrieval.encoding import encode_adapter
 from loracomp.retrieval.making import was_drawn
 from loracomp.retrieval.shards import FeatureStore, pack, unpack
-
-SHAPE = (len(WORDS), 3, 64, 64)
-# Grey levels that the order of sums may move a picture by.
-ROUNDING = 4
-
-
-def tiny_artist(kind: str = "sd15", **settings: Any) -> Alone:
-    return Alone(
-        tiny_pipeline(kind),
-        settings={"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32} | settings,
-    )
 
 
 class Painter:

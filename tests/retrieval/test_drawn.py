@@ -7,26 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import random_adapter, shapes_of, tiny_pipeline
+from artists import ROUNDING, SHAPE, tiny_artist
+from tiny import random_adapter, shapes_of
 from torch import Tensor
 
 from loracomp.adapter import Adapter
-from loracomp.alone import Alone, open_alone
+from loracomp.alone import open_alone
 from loracomp.errors import FormatError
 from loracomp.lowrank import LowRank
 from loracomp.pipeline import layers_of
 from loracomp.retrieval.drawn import SEED, WORDS, base_drawings, draw_probes
-
-SHAPE = (len(WORDS), 3, 64, 64)
-# Grey levels that the order of sums may move a picture by.
-ROUNDING = 4
-
-
-def tiny_artist(kind: str = "sd15", **settings: Any) -> Alone:
-    return Alone(
-        tiny_pipeline(kind),
-        settings={"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32} | settings,
-    )
 
 
 def loras(kind: str, count: int, **options: Any) -> list[Adapter]:

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from known_concepts import KNOWN, ROWS
 
 from loracomp.bases import get_base
 from loracomp.training.corpus.concepts import KINDS, SPLITS, Concept
@@ -27,15 +28,13 @@ from loracomp.training.glyph.splits import unseen_subjects
 from loracomp.training.glyph.store import Store
 from loracomp.training.many.manifest import read_manifest
 
-COMMITTED = Path(__file__).with_name("concepts.json")
-
 
 @pytest.fixture(scope="module", params=["committed", "made"])
 def planned(request: pytest.FixtureRequest, store: Store) -> list[Concept]:
     """The real corpus' concepts as committed, and those made from the synthetic store."""
     if request.param == "made":
         return concepts(store)
-    return [Concept.from_row(row) for row in json.loads(COMMITTED.read_text("utf-8"))]
+    return KNOWN
 
 
 def test_nothing_of_glyphbench_is_in_it(planned: list[Concept], store: Store) -> None:
@@ -56,7 +55,7 @@ def test_the_committed_concepts_are_those_of_the_artwork() -> None:
     if not (data / icons.NAME).exists():
         pytest.skip("the artwork is not here; `python -m loracomp.training.glyph data` fetches it")
     made = [concept.to_row() for concept in concepts(icons.load(data))]
-    assert made == json.loads(COMMITTED.read_text("utf-8"))
+    assert made == ROWS
 
 
 def test_concepts_are_many_distinct_and_of_all_kinds(planned: list[Concept]) -> None:

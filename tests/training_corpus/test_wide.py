@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from known_concepts import KNOWN
 
 from loracomp.retrieval.said import Said
 from loracomp.retrieval.words import content
@@ -16,10 +16,6 @@ from loracomp.training.encoder import wide
 from loracomp.training.encoder.wide import Words
 from loracomp.training.glyph.splits import unseen_subjects
 from loracomp.training.glyph.store import Store
-
-KNOWN = [
-    Concept.from_row(row) for row in json.loads(Path(__file__).with_name("concepts.json").read_text("utf-8"))
-]
 
 
 def test_no_concept_of_validation_or_test_is_among_them(store: Store) -> None:
