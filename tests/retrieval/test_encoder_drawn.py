@@ -152,6 +152,35 @@ def test_imitated_subjects_show_in_drawings_of_unknown_words() -> None:
     assert bool((without == 1).all())
 
 
+def test_weights_do_not_move_texts_and_pictures() -> None:
+    found = material()
+    numbers = torch.randn(
+        len(found.concepts), len(found.table), 541, generator=torch.Generator().manual_seed(2)
+    )
+    rows = replace(
+        found.rows,
+        sites=numbers,
+        spoken=torch.zeros(len(numbers), 18, 2 * WIDTH + 1),
+        present=numbers[..., 0] > -9,
+    )
+    run = Run(replace(found, rows=rows), replace(SMALL, weights=True), Settings(batch=6), "cpu")
+    adapter, pulls = run.towers.eval().adapter, []
+    assert adapter is not None
+    for _ in range(2):
+        run.objective.draws.manual_seed(0)
+        run.objective.noise.manual_seed(0)
+        run.towers.zero_grad()
+        run.objective().backward()
+        pulls.append(
+            {n: p.grad.clone() for n, p in run.towers.named_parameters() if n.startswith(("text", "image"))}
+        )
+        assert any(float(p.grad.abs().sum()) > 0 for p in adapter.parameters() if p.grad is not None)
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    assert all(torch.allclose(pulls[0][name], pulls[1][name], atol=1e-6) for name in pulls[0])
+
+
 def test_the_share_of_weights_is_what_finds_most() -> None:
     found = material()
     both = Towers(replace(SMALL, weights=True)).eval()

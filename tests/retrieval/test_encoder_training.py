@@ -15,7 +15,7 @@ from PIL import Image
 import loracomp.retrieval.bank
 from loracomp.adapter import Adapter
 from loracomp.errors import TrainingError
-from loracomp.formats import save
+from loracomp.formats import load, save
 from loracomp.lowrank import LowRank
 from loracomp.retrieval.building import build
 from loracomp.retrieval.collection import Collection
@@ -28,7 +28,7 @@ from loracomp.retrieval.search import Searcher
 from loracomp.retrieval.sites import site_table
 from loracomp.retrieval.towers import EncoderConfig
 from loracomp.training.encoder.__main__ import main
-from loracomp.training.encoder.data import Material, material, read_corpus
+from loracomp.training.encoder.data import Material, halved, material, read_corpus
 from loracomp.training.encoder.evaluate import calibrate
 from loracomp.training.encoder.train import Run, Settings, train
 
@@ -157,6 +157,22 @@ def test_the_commands_train_measure_and_compare(
     assert shown.used == ("learned",)
     assert len(shown.hits) == 3
     assert "learned" not in searcher.like("zq00", 3).used  # nothing was drawn
+    assert searcher._learned(encoders["glyph"].texts(["an owl"])[0], "glyph", None)[1] == frozenset()
+    encoders["glyph"].words = frozenset({"red", "owl"})
+    assert searcher._signs("an owl", "glyph", frozenset()).known == 1
+    assert searcher._signs("a ship", "glyph", frozenset()).known == 0
+    assert searcher._signs("a ship", "glyph", frozenset(), seen=True).known == 1
+
+
+def test_halved_adapters_keep_half_of_their_layers(corpus: Path, tmp_path: Path) -> None:
+    found = read_corpus(corpus)
+    half = halved(found, "glyph", tmp_path / "half")
+    for whole, poorer in zip(found.entries[:4], half.entries, strict=False):
+        layers, kept = load(whole.file).layers, load(poorer.file).layers
+        assert len(kept) == (len(layers) + 1) // 2
+        path = next(iter(kept))
+        assert torch.allclose(kept[path].delta(), layers[path].delta(), atol=1e-3)
+    assert [entry.concept for entry in half.entries] == [entry.concept for entry in found.entries]
 
 
 def test_calibration_tells_matches_from_others(corpus: Path) -> None:
