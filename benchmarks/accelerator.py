@@ -36,7 +36,7 @@ SHOWN = 8
 
 def requests(judge: Judge, subjects: int, seed: int = 6) -> list[Request]:
     """Random subjects that the denoiser saw in all base styles, in each of these styles."""
-    seen = committed("manifest.json")["denoiser"]
+    seen = committed("manifest.json.xz")["denoiser"]
     pool = sorted(set.intersection(*(set(seen[style]) for style in BASE_STYLES)))
     names = dict(zip(judge.subjects, judge.config.subject_names, strict=True))
     phrases = {art.style: art.phrase for art in ART_SETS}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from known_concepts import KNOWN
 
 from loracomp.errors import TrainingError
 from loracomp.fusion.gated.weights import shipped
@@ -42,10 +42,8 @@ def test_the_record_says_what_was_trained_on() -> None:
 
 
 def test_no_concept_of_the_corpus_is_in_the_benchmark() -> None:
-    text = (Path(__file__).parents[1] / "training_corpus" / "concepts.json").read_text("utf-8")
-    rows = [Concept.from_row(row) for row in json.loads(text)]
-    record = record_of(part(*rows), Settings())
-    assert len(record["concepts"]) == len(rows)
+    record = record_of(part(*KNOWN), Settings())
+    assert len(record["concepts"]) == len(KNOWN)
     assert len(record["artwork"]) == 3
 
 
