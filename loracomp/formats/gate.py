@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from loracomp.errors import FormatError
+from loracomp.formats import tables
 from loracomp.formats.sniff import explain
+from loracomp.formats.tables import TensorInfo
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -37,8 +38,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# Possessive: a string of millions of escapes must not pile up places to come back to.
-_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _HUGE = 1 << 63
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 
@@ -69,23 +68,24 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-class TensorInfo(NamedTuple):
-    """Where a tensor lies: dtype, shape, and its bytes as offsets from the start of the file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
 @dataclass(frozen=True)
 class Header:
-    """A checked header: tensors in file order, metadata, and where the data begin and end in bytes."""
+    """A checked header.
+
+    Attributes:
+        tensors: Entries in file order.
+        metadata: The header's strings.
+        data_begin: Where the data begin, in bytes.
+        size: Size of the file in bytes.
+        layout: A digest that two files share where they hold tensors of the same names, dtypes and shapes
+            in the same order; files that differ in it may do so too.
+    """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     data_begin: int
     size: int
+    layout: str = ""
 
 
 def printable(text: str, limit: int = 96) -> str:
@@ -152,7 +152,28 @@ def read_header(handle: int, size: int, name: str, limits: Limits = DEFAULT_LIMI
     raw = os.pread(handle, length, 8)
     if len(raw) != length:
         raise _damaged(name, "ended while its header was read")
-    return _checked(_parsed(raw, name, limits), 8 + length, size, name, limits)
+    said, layout = tables.split(raw)
+    return _known(said, layout, 8 + length, size, limits) or _unknown(raw, said, layout, size, name, limits)
+
+
+def _known(said: bytes | None, layout: str, begin: int, size: int, limits: Limits) -> Header | None:
+    """The header where its table was let through before; None where it has to be checked."""
+    table = tables.KNOWN.get((layout, limits))
+    if table is None or begin + table[-1][1].end != size:
+        return None
+    metadata = tables.metadata(said, limits.metadata_entries)
+    return None if metadata is None else Header(tables.moved(table, begin), metadata, begin, size, layout)
+
+
+def _unknown(raw: bytes, said: bytes | None, layout: str, size: int, name: str, limits: Limits) -> Header:
+    """The header, checked, and its table kept where the metadata are no part of it."""
+    parsed, begin = _parsed(raw, name, limits), 8 + len(raw)
+    apart = said is not None or "__metadata__" not in parsed
+    header = replace(_checked(parsed, begin, size, name, limits), layout=layout)
+    if apart:
+        table = tables.moved(header.tensors.items(), -begin)
+        tables.KNOWN.put((layout, limits), tuple(table.items()))
+    return header
 
 
 def _damaged(name: str, what: str) -> FormatError:
@@ -190,7 +211,7 @@ def _crowded(raw: bytes, limits: Limits) -> bool:
     strings = 5 * limits.tensors + 2 * limits.metadata_entries + 2
     if raw.count(b'"') - raw.count(b'\\"') > 2 * strings:
         return True
-    skeleton = _STRINGS.sub(b"", raw)
+    skeleton = tables.STRINGS.sub(b"", raw)
     fields = 4 * limits.tensors + limits.metadata_entries + 2
     return (
         skeleton.count(b"[") + skeleton.count(b"{") > 3 * limits.tensors + 2

@@ -16,6 +16,9 @@ from loracomp.formats.keys import Key, foreign, group, split
 from loracomp.formats.names import CUSTOM, Layout, Named, every_name, layout
 from loracomp.formats.native import Module, Table
 from loracomp.formats.source import Source
+from loracomp.formats.tables import Recent
+
+_HINTS = ("modelspec.architecture", "ss_base_model_version")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class Match:
         return mine * (1 - 0.5 ** (1 + (mine - other) * self.modules))
 
 
+# Whatever fits whole does so by its tensor table; what does not may have its values looked at.
+_KNOWN: Recent[Match] = Recent(32)
+
+
 def match(source: Source, base: str | None = None, modules: Table | None = None) -> Match:
     """The base, dialect and layers of a file.
 
@@ -87,6 +94,19 @@ def match(source: Source, base: str | None = None, modules: Table | None = None)
         FormatError: It fits no base at all, or holds no LoRA.
         UnknownNameError: No such base.
     """
+    if modules is not None:
+        return _match(source, base, modules)
+    says = (source.metadata.get(key, "") for key in _HINTS)
+    key = (source.header.layout, base, *says)
+    found = _KNOWN.get(key)
+    if found is None:
+        found = _match(source, base, None)
+        if not found.unmatched and not found.ignored:
+            _KNOWN.put(key, found)
+    return found
+
+
+def _match(source: Source, base: str | None, modules: Table | None) -> Match:
     places = _places(base, modules)
     modules_there, unknown = _modules(source)
     if not modules_there:
@@ -152,8 +172,8 @@ def _choose(scores: Mapping[str, float], metadata: Mapping[str, str]) -> str:
     """The base with the highest score; ties go to the one that the metadata name, then to the first row."""
     top = max(scores.values())
     tied = [name for name, score in scores.items() if score == top]
-    architecture = metadata.get("modelspec.architecture", "").split("/")[0]
-    version = metadata.get("ss_base_model_version", "")
+    named, version = (metadata.get(key, "") for key in _HINTS)
+    architecture = named.split("/")[0]
     for name in tied:
         row = BASES.get(name)
         if row and (architecture == row.architecture or version == row.kohya_version):

@@ -20,11 +20,11 @@ from loracomp.formats.gate import (
     DEFAULT_LIMITS,
     Header,
     Limits,
-    TensorInfo,
     open_file,
     printable,
     read_header,
 )
+from loracomp.formats.tables import TensorInfo
 
 _AHEAD = 4096
 _WIDEST = 64

@@ -6,7 +6,7 @@ to rounding, dtype make no difference. Absent layers and layers of zero updates 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from zlib import crc32
@@ -17,7 +17,7 @@ from torch import Tensor
 from loracomp.lowrank import LowRank
 from loracomp.retrieval.bank import ProbeBank
 from loracomp.retrieval.reduction import PROBES, Reduced, merged, reduce_layers
-from loracomp.retrieval.sites import SiteTable
+from loracomp.retrieval.sites import SiteTable, site_table
 from loracomp.retrieval.spectra import NUMBERS, spectrum_features, squared_singular_values
 from loracomp.retrieval.textprobes import TextBlock, text_block
 
@@ -71,20 +71,10 @@ def features(layers: Mapping[int, LowRank], table: SiteTable, bank: ProbeBank | 
     Raises:
         FloatingPointError: Values that are not finite, or so large that their products are not.
     """
-    norms = bank.norms if bank else torch.full((len(table),), float("nan"))
-    empty = _Columns(table, norms)
+    columns = Columns(table, bank)
     for reduced in merged(reduce_layers(layers.items())):
-        empty.add(reduced)
-    text = _rounded(text_block(layers, bank)) if bank else None
-    return Features(
-        empty.present,
-        empty.spectra,
-        empty.sketch.half(),
-        empty.out.half(),
-        empty.into.half(),
-        empty.whole,
-        text,
-    )
+        columns.add(reduced)
+    return columns.features([text_block(layers, bank) if bank else None])[0]
 
 
 def _rounded(text: TextBlock | None) -> TextBlock | None:
@@ -97,34 +87,58 @@ def _rounded(text: TextBlock | None) -> TextBlock | None:
     return TextBlock(*(part.float() for part in parts))
 
 
-class _Columns:
-    """Feature columns that fill up batch by batch."""
+class Columns:
+    """Features of ``count`` adapters that fill up batch by batch.
 
-    def __init__(self, table: SiteTable, norms: Tensor) -> None:
-        count = len(table)
-        self._table, self._norms = table, norms
-        self.present = torch.zeros(count, dtype=torch.bool)
-        self.spectra = torch.zeros(count, NUMBERS)
-        self.sketch = torch.zeros(count, SKETCH)
-        self.out, self.into = torch.zeros(count, HALF), torch.zeros(count, HALF)
-        self.whole = torch.zeros(SKETCH)
+    Args:
+        table: The base's sites.
+        bank: The base's text probes, for relative norms.
+        count: Adapters; layer ``place`` of adapter ``i`` has the number ``i · len(table) + place``.
+    """
+
+    def __init__(self, table: SiteTable, bank: ProbeBank | None, count: int = 1) -> None:
+        self._table, self._count = table, count
+        self._norms = bank.norms if bank else torch.full((len(table),), float("nan"))
+        sites = count * len(table)
+        self._present = torch.zeros(sites, dtype=torch.bool)
+        self._spectra = torch.zeros(sites, NUMBERS)
+        self._sketch = torch.zeros(sites, SKETCH)
+        self._out, self._into = torch.zeros(sites, HALF), torch.zeros(sites, HALF)
+        self._whole = torch.zeros(count, SKETCH, dtype=torch.float64)
 
     def add(self, reduced: Reduced) -> None:
+        """Takes in a batch of reduced layers; raises FloatingPointError for values that are not finite."""
         if not bool(reduced.up.isfinite().all() and reduced.down.isfinite().all()):
             raise FloatingPointError("values that are not finite, or whose products are not")
         places = torch.tensor(reduced.places)
+        owner, sites = places // len(self._table), places % len(self._table)
         squares = squared_singular_values(reduced.up, reduced.down, reduced.scale)
         total = squares.sum(1)
         changed = total > 0
-        numbers = spectrum_features(squares, self._norms[places])
+        numbers = spectrum_features(squares, self._norms[sites])
         sketch, out, into = sketches(reduced)
-        self.whole += (sketch.flatten(1) * _site_signs(self._table, reduced.places)).sum(0).float()
+        self._whole.index_add_(0, owner, sketch.flatten(1) * _site_signs(self._table.base)[sites])
         size = total.clamp_min(1e-30)[:, None]
-        self.present[places] = changed
-        self.spectra[places] = numbers.nan_to_num(0.0) * changed[:, None]
-        self.sketch[places] = (sketch.flatten(1) / size.sqrt()).float()
-        self.out[places] = (_upper(out) / size).float()
-        self.into[places] = (_upper(into) / size).float()
+        self._present[places] = changed
+        self._spectra[places] = numbers.nan_to_num(0.0) * changed[:, None]
+        self._sketch[places] = (sketch.flatten(1) / size.sqrt()).float()
+        self._out[places] = (_upper(out) / size).float()
+        self._into[places] = (_upper(into) / size).float()
+
+    def features(self, texts: Sequence[TextBlock | None]) -> list[Features]:
+        """What was gathered, one each, with answers to text probes beside it.
+
+        Raises:
+            FloatingPointError: Answers that half precision cannot hold.
+        """
+        columns = (self._present, self._spectra, self._sketch, self._out, self._into)
+        present, spectra, *halves = (column.unflatten(0, (self._count, -1)) for column in columns)
+        sketch, out, into = (column.half() for column in halves)
+        whole = self._whole.float()
+        return [
+            Features(present[i], spectra[i], sketch[i], out[i], into[i], whole[i], _rounded(text))
+            for i, text in enumerate(texts)
+        ]
 
 
 def sketches(reduced: Reduced) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,9 +160,10 @@ def _upper_places() -> Tensor:
     return rows * PROBES + columns
 
 
-def _site_signs(table: SiteTable, places: Iterable[int]) -> Tensor:
+@cache
+def _site_signs(base: str) -> Tensor:
     """±1 of each number of each layer, so that layers add up without getting into each other's way."""
-    starts = [crc32(table.sites[place].path.encode()) % (_POOL - SKETCH) for place in places]
+    starts = [crc32(site.path.encode()) % (_POOL - SKETCH) for site in site_table(base).sites]
     return _pool()[torch.tensor(starts)[:, None] + torch.arange(SKETCH)]
 
 

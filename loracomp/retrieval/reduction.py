@@ -112,8 +112,22 @@ def _joined(batches: list[Reduced]) -> Reduced:
 def _reduced(batch: list[tuple[int, LowRank]], sketches: bool) -> Reduced:
     places = tuple(place for place, _ in batch)
     scale = torch.tensor([layer.scale for _, layer in batch], dtype=torch.float64)
-    up = _stack([layer.up for _, layer in batch])
-    down = _stack([layer.down for _, layer in batch])
+    up, down = _stack([layer.up for _, layer in batch]), _stack([layer.down for _, layer in batch])
+    return reduce_stack(places, scale, up, down, sketches)
+
+
+def reduce_stack(
+    places: tuple[int, ...], scale: Tensor, up: Tensor, down: Tensor, sketches: bool = True
+) -> Reduced:
+    """Layers of one shape reduced.
+
+    Args:
+        places: A number each that comes out with them.
+        scale: Shape (n,), float64.
+        up: Shape (n, rows, r), float32.
+        down: Shape (n, r, columns), float32.
+        sketches: As in :func:`reduce_layers`.
+    """
     grams = _grams(up, down)
     if _skewed(*grams):
         up, down = up.double(), down.double()

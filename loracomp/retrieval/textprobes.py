@@ -51,75 +51,92 @@ class TextBlock:
 
 def text_block(layers: Mapping[int, LowRank], bank: ProbeBank) -> TextBlock | None:
     """The text probes of an adapter's layers, by position in the site table; None if none reads the text."""
-    table = site_table(bank.base)
+    places = [place for place in bank.weights if place in layers and layers[place].rank]
+    factors = {place: layers[place].matrices(torch.float32) for place in places}
+    blocks = text_blocks({place: (up[None], down[None]) for place, (up, down) in factors.items()}, bank)
+    return blocks[0] if blocks else None
+
+
+def text_blocks(layers: Mapping[int, tuple[Tensor, Tensor]], bank: ProbeBank) -> list[TextBlock]:
+    """The text probes of ``n`` adapters that change the same layers with the same ranks.
+
+    Args:
+        layers: By position, up (n, rows, r) times the scale and down (n, r, d), float32; layers that read no
+            text are passed over.
+        bank: The base's probes.
+
+    Returns:
+        One each; nothing where no layer reads the text.
+    """
+    sites = site_table(bank.base).sites
     tracks = []
     for end in TRACKS:
-        places = [
-            p for p in bank.weights if p in layers and layers[p].rank and table.sites[p].path.endswith(end)
-        ]
+        places = [place for place in bank.weights if place in layers and sites[place].path.endswith(end)]
         tracks.append(_track(places, layers, bank))
-    if all(track is None for track in tracks):
-        return None
-    filled = [track or _silence(bank) for track in tracks]
-    energy, listen, pull, echo = (torch.stack(part) for part in zip(*filled, strict=True))
-    return TextBlock(energy, listen, pull, echo)
+    count = next((len(track[0]) for track in tracks if track), 0)
+    filled = [track or _silence(bank, count) for track in tracks]
+    parts = [torch.stack(part, 1) for part in zip(*filled, strict=True)]
+    return [TextBlock(*(part[row] for part in parts)) for row in range(count)]
 
 
-def _silence(bank: ProbeBank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    zeros = bank.common.new_zeros(DIRECTIONS, bank.width)
-    return bank.common.new_zeros(len(bank.states)), zeros, zeros[0], zeros
+_Track = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _track(
-    places: list[int], layers: Mapping[int, LowRank], bank: ProbeBank
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+def _silence(bank: ProbeBank, count: int) -> _Track:
+    zeros = bank.common.new_zeros(count, DIRECTIONS, bank.width)
+    return bank.common.new_zeros(count, len(bank.states)), zeros, zeros[:, 0], zeros
+
+
+def _track(places: list[int], layers: Mapping[int, tuple[Tensor, Tensor]], bank: ProbeBank) -> _Track | None:
     if not places:
         return None
-    rows, backs, energies = [], [], []
+    norms = bank.norms[places].to(bank.common)
     order = {place: row for row, place in enumerate(bank.weights)}
-    for place in places:
-        up, down = layers[place].matrices(torch.float32)
-        weight, share = bank.weights[place], 1 / float(bank.norms[place]) ** 2
-        root = _square_root(up)
-        rows.append(root @ down * share**0.5)
-        backs.append((weight.T @ up * share, down))
-        answered = (rows[-1] @ bank.states.T).norm(dim=0) / share**0.5
-        energies.append(answered / bank.answers[order[place]].clamp_min(_TINY))
-    listen = _leading(torch.cat(rows))
-    unit = listen / listen.norm(dim=1, keepdim=True).clamp_min(_TINY)
-    heard = torch.cat([bank.common[None], unit])
+    roots = [_square_root(layers[place][0]) @ layers[place][1] for place in places]
+    backs = [
+        (bank.weights[place].T @ layers[place][0] / norm**2, layers[place][1])
+        for place, norm in zip(places, norms, strict=True)
+    ]
+    answers = (torch.cat(roots, 1) @ bank.states.T).square().split([root.shape[1] for root in roots], 1)
+    moved = torch.stack([part.sum(1) for part in answers]).sqrt()
+    still = bank.answers[[order[place] for place in places]].clamp_min(_TINY)
+    rows = [root / norm for root, norm in zip(roots, norms, strict=True)]
+    listen = _leading(torch.cat(rows, 1))
+    unit = listen / listen.norm(dim=2, keepdim=True).clamp_min(_TINY)
+    heard = torch.cat([bank.common.expand(len(unit), 1, -1), unit], 1)
     said = torch.zeros_like(heard)
     for back, down in backs:
-        said += (heard @ down.T) @ back.T
+        said += (heard @ down.mT) @ back.mT
     said = said @ bank.inverse
-    return torch.stack(energies).median(0).values, listen, said[0], said[1:]
+    return (moved / still[:, None]).median(0).values, listen, said[:, 0], said[:, 1:]
 
 
 def _square_root(up: Tensor) -> Tensor:
-    """R (r, r) with RᵀR = upᵀ up, by QR so that no digits are lost in skewed gauges."""
-    if up.shape[0] < up.shape[1]:
+    """R (n, r, r) with RᵀR = upᵀ up, by QR so that no digits are lost in skewed gauges."""
+    if up.shape[1] < up.shape[2]:
         return up
     return torch.linalg.qr(up, mode="r").R
 
 
 def _leading(rows: Tensor) -> Tensor:
-    """The 8 leading right singular vectors of rows (n, d) times their values, by subspace iteration.
+    """The 8 leading right singular vectors of rows (n, m, d) times their values, by subspace iteration.
 
     The start is fixed, so equal updates give equal results in every gauge; the largest entry of each
     vector is positive.
     """
-    width = rows.shape[1]
+    count, _, width = rows.shape
     source = torch.Generator().manual_seed(width)
-    basis = torch.randn(width, min(_OVERSAMPLED, width), generator=source).to(rows)
+    start = torch.randn(width, min(_OVERSAMPLED, width), generator=source).to(rows)
+    basis = start.expand(count, -1, -1)
     for _ in range(_STEPS):
-        basis = torch.linalg.qr(rows.T @ (rows @ basis)).Q
+        basis = torch.linalg.qr(rows.mT @ (rows @ basis)).Q
     _, values, turned = torch.linalg.svd(rows @ basis, full_matrices=False)
-    vectors = turned @ basis.T
-    peaks = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
-    found = vectors * values[:, None] * torch.where(peaks < 0, -1.0, 1.0)
-    out = rows.new_zeros(DIRECTIONS, width)
-    count = min(DIRECTIONS, len(found))
-    out[:count] = found[:count]
+    vectors = turned @ basis.mT
+    peaks = vectors.gather(2, vectors.abs().argmax(2, keepdim=True))
+    found = vectors * values[..., None] * torch.where(peaks < 0, -1.0, 1.0)
+    out = rows.new_zeros(count, DIRECTIONS, width)
+    kept = min(DIRECTIONS, found.shape[1])
+    out[:, :kept] = found[:, :kept]
     return out
 
 

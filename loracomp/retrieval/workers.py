@@ -11,14 +11,12 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from loracomp.errors import LoracompError
 from loracomp.formats.doctor import prepare_process
 from loracomp.retrieval.bank import ProbeBank, load_bank
-from loracomp.retrieval.encoding import Encoded, Facts, encode_file
+from loracomp.retrieval.encoding import Encoded, Facts, encode_files
+from loracomp.retrieval.features import Features
 from loracomp.retrieval.shards import pack, unpack
 
-# The exit code of Ctrl-C, which says nothing of the file at hand.
-_INTERRUPTED = 130
 _TASK = 8
 _AHEAD = 4
 
@@ -33,7 +31,8 @@ class Job:
 
 Result = Encoded | str
 """An encoded file, or why it could not be encoded."""
-_Packed = tuple[str, str | tuple[Facts, bytes]]
+_Packed = tuple[list[tuple[str, str | Facts]], dict[str, bytes]]
+"""Facts of files or why there are none, and the features in the same order, by base."""
 
 
 def cores() -> int:
@@ -50,8 +49,9 @@ def encode_all(files: Sequence[str], job: Job, jobs: int) -> Iterator[tuple[str,
         jobs: Processes; one works in this process.
     """
     if jobs <= 1 or len(files) <= 1:
-        for path in files:
-            yield path, _one(path, job)
+        for start in range(0, len(files), _TASK):
+            task = files[start : start + _TASK]
+            yield from zip(task, _encoded(task, job), strict=True)
         return
     left = list(files)
     done: set[str] = set()
@@ -67,7 +67,7 @@ def _pooled(files: Sequence[str], job: Job, jobs: int) -> Iterator[tuple[str, Re
     tasks = iter([files[start : start + _TASK] for start in range(0, len(files), _TASK)])
     # Fresh processes, because torch's threads do not survive a fork.
     with ProcessPoolExecutor(jobs, get_context("spawn"), prepare_process) as pool:
-        running: set[Future[list[_Packed]]] = set()
+        running: set[Future[_Packed]] = set()
         try:
             while True:
                 while len(running) < jobs * _AHEAD and (task := next(tasks, None)) is not None:
@@ -76,8 +76,7 @@ def _pooled(files: Sequence[str], job: Job, jobs: int) -> Iterator[tuple[str, Re
                     return
                 ready, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ready:
-                    for path, packed in future.result():
-                        yield path, _unpacked(packed)
+                    yield from _unpacked(future.result())
         except BrokenProcessPool:
             return
         except BaseException:
@@ -89,36 +88,38 @@ def _alone(path: str, job: Job) -> Result:
     """One file in a process of its own, since it may be the one that killed another."""
     with ProcessPoolExecutor(1, get_context("spawn"), prepare_process) as pool:
         try:
-            return _unpacked(pool.submit(_several, [path], job).result()[0][1])
+            return next(_unpacked(pool.submit(_several, [path], job).result()))[1]
         except BrokenProcessPool:
             return f"{path}: its process was killed, perhaps for its memory; the file may be too large"
 
 
-def _several(paths: Sequence[str], job: Job) -> list[_Packed]:
+def _several(paths: Sequence[str], job: Job) -> _Packed:
     """Results in bytes: tensors sent as they are would hold a file handle each."""
     from safetensors.torch import save
 
-    out: list[_Packed] = []
-    for path in paths:
-        result = _one(path, job)
-        packed = result if isinstance(result, str) else (result.facts, save(pack([result.features])))
-        out.append((path, packed))
-    return out
+    facts: list[tuple[str, str | Facts]] = []
+    by_base: dict[str, list[Features]] = {}
+    for path, result in zip(paths, _encoded(paths, job), strict=True):
+        facts.append((path, result if isinstance(result, str) else result.facts))
+        if not isinstance(result, str):
+            by_base.setdefault(result.facts.base, []).append(result.features)
+    return facts, {base: save(pack(rows)) for base, rows in by_base.items()}
 
 
-def _unpacked(packed: str | tuple[Facts, bytes]) -> Result:
+def _unpacked(packed: _Packed) -> Iterator[tuple[str, Result]]:
     from safetensors.torch import load
 
-    return packed if isinstance(packed, str) else Encoded(packed[0], unpack(load(packed[1]))[0])
+    facts, features = packed
+    rows = {base: iter(unpack(load(data))) for base, data in features.items()}
+    for path, said in facts:
+        yield path, said if isinstance(said, str) else Encoded(said, next(rows[said.base]))
 
 
-def _one(path: str, job: Job) -> Result:
-    try:
-        return encode_file(path, banks=_banks(job.banks), base=job.base)
-    except LoracompError as error:
-        if error.exit_code == _INTERRUPTED:
-            raise
-        return " ".join(str(error).split())
+def _encoded(paths: Sequence[str], job: Job) -> list[Result]:
+    out: list[Result] = []
+    for found in encode_files(paths, banks=_banks(job.banks), base=job.base):
+        out.append(found if isinstance(found, Encoded) else " ".join(str(found).split()))
+    return out
 
 
 @lru_cache(1)

@@ -168,11 +168,11 @@ def test_an_interruption_is_no_bad_file(
 ) -> None:
     from loracomp.cli import InterruptedByUserError
 
-    def interrupted(path: str, **options: object) -> None:
+    def interrupted(*parts: object, **options: object) -> None:
         raise InterruptedByUserError("interrupted")
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedByUserError):
-        patch.setattr("loracomp.retrieval.workers.encode_file", interrupted)
+        patch.setattr("loracomp.retrieval.encoding.match", interrupted)
         build([loras], collection, jobs=1)
     assert collection.journal.dead() == []
     assert build([loras], collection).added == 6
