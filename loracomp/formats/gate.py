@@ -13,7 +13,8 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -73,19 +74,24 @@ class Header:
     """A checked header.
 
     Attributes:
-        tensors: Entries in file order.
+        table: Tensors in file order, offsets from the start of the data.
         metadata: The header's strings.
         data_begin: Where the data begin, in bytes.
         size: Size of the file in bytes.
-        layout: A digest that two files share where they hold tensors of the same names, dtypes and shapes
-            in the same order; files that differ in it may do so too.
+        layout: A digest that two files share only where they hold tensors of the same names, dtypes and
+            shapes in the same order.
     """
 
-    tensors: Mapping[str, TensorInfo]
+    table: tables.Table
     metadata: Mapping[str, str]
     data_begin: int
     size: int
-    layout: str = ""
+    layout: str
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Tensors in file order, offsets from the start of the file."""
+        return tables.moved(self.table, self.data_begin)
 
 
 def printable(text: str, limit: int = 96) -> str:
@@ -153,26 +159,18 @@ def read_header(handle: int, size: int, name: str, limits: Limits = DEFAULT_LIMI
     if len(raw) != length:
         raise _damaged(name, "ended while its header was read")
     said, layout = tables.split(raw)
-    return _known(said, layout, 8 + length, size, limits) or _unknown(raw, said, layout, size, name, limits)
-
-
-def _known(said: bytes | None, layout: str, begin: int, size: int, limits: Limits) -> Header | None:
-    """The header where its table was let through before; None where it has to be checked."""
-    table = tables.KNOWN.get((layout, limits))
-    if table is None or begin + table[-1][1].end != size:
-        return None
-    metadata = tables.metadata(said, limits.metadata_entries)
-    return None if metadata is None else Header(tables.moved(table, begin), metadata, begin, size, layout)
-
-
-def _unknown(raw: bytes, said: bytes | None, layout: str, size: int, name: str, limits: Limits) -> Header:
-    """The header, checked, and its table kept where the metadata are no part of it."""
-    parsed, begin = _parsed(raw, name, limits), 8 + len(raw)
+    begin = 8 + length
+    known = tables.KNOWN.get((layout, limits))
+    # A file of another size goes the long way, which says what is wrong with it.
+    if known and begin + known[-1][1].end == size:
+        metadata = tables.metadata(said, limits.metadata_entries)
+        if metadata is not None:
+            return Header(known, metadata, begin, size, layout)
+    parsed = _parsed(raw, name, limits)
     apart = said is not None or "__metadata__" not in parsed
-    header = replace(_checked(parsed, begin, size, name, limits), layout=layout)
+    header = Header(*_checked(parsed, begin, size, name, limits), begin, size, layout)
     if apart:
-        table = tables.moved(header.tensors.items(), -begin)
-        tables.KNOWN.put((layout, limits), tuple(table.items()))
+        tables.KNOWN.put((layout, limits), header.table)
     return header
 
 
@@ -224,7 +222,10 @@ def _no_constant(text: str) -> None:
     raise ValueError(text)
 
 
-def _checked(table: dict[str, Any], begin: int, size: int, name: str, limits: Limits) -> Header:
+def _checked(
+    table: dict[str, Any], begin: int, size: int, name: str, limits: Limits
+) -> tuple[tables.Table, dict[str, str]]:
+    """The table and the metadata of a parsed header."""
     metadata = table.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -235,25 +236,25 @@ def _checked(table: dict[str, Any], begin: int, size: int, name: str, limits: Li
         raise _damaged(name, f"has {len(table)} tensors, more than the limit of {limits.tensors}")
     if not table:
         raise FormatError(f"{name}: holds no tensors; choose another file")
-    found = [(key, _tensor(key, entry, begin, name, limits)) for key, entry in table.items()]
+    found = [(key, _tensor(key, entry, name, limits)) for key, entry in table.items()]
     found.sort(key=lambda item: (item[1].begin, item[1].end))
-    position = begin
+    position = 0
     for key, info in found:
         if info.begin != position:
             kind = "overlaps" if info.begin < position else "leaves a gap after"
             raise _damaged(name, f"has the tensor {printable(key)!r}, which {kind} the one before it")
         position = info.end
-    if position != size:
+    if begin + position != size:
         what = (
-            f"ends {position - size} bytes too early"
-            if position > size
+            f"ends {begin + position - size} bytes too early"
+            if begin + position > size
             else "has bytes after its last tensor"
         )
         raise _damaged(name, what)
-    return Header(dict(found), metadata, begin, size)
+    return tuple(found), metadata
 
 
-def _tensor(key: str, entry: Any, begin: int, name: str, limits: Limits) -> TensorInfo:
+def _tensor(key: str, entry: Any, name: str, limits: Limits) -> TensorInfo:
     if len(key) > limits.key_chars or not key.isprintable():
         raise _damaged(name, f"has a tensor with the unusable name {printable(key)!r}")
     if not isinstance(entry, dict) or not entry.keys() >= _FIELDS:
@@ -273,7 +274,7 @@ def _tensor(key: str, entry: Any, begin: int, name: str, limits: Limits) -> Tens
         raise _damaged(
             name, f"gives the tensor {printable(key)!r} {given} bytes where its shape needs {extent}"
         )
-    return TensorInfo(DTYPES[dtype], tuple(shape), begin + offsets[0], begin + offsets[1])
+    return TensorInfo(DTYPES[dtype], tuple(shape), offsets[0], offsets[1])
 
 
 def _sizes(values: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from itertools import islice
 from threading import Lock
 from typing import Generic, NamedTuple, TypeVar
@@ -33,6 +33,9 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+Table = tuple[tuple[str, TensorInfo], ...]
 
 
 class Recent(Generic[_Value]):
@@ -69,7 +72,7 @@ class Recent(Generic[_Value]):
             self._kept.clear()
 
 
-KNOWN: Recent[tuple[tuple[str, TensorInfo], ...]] = Recent(_TABLES)
+KNOWN: Recent[Table] = Recent(_TABLES)
 """Checked tables by layout and limits, their offsets from the start of the data."""
 
 
@@ -102,7 +105,7 @@ def metadata(raw: bytes | None, most: int) -> dict[str, str] | None:
     return said if len(said) == len(pairs) else None
 
 
-def moved(table: Iterable[tuple[str, TensorInfo]], begin: int) -> Mapping[str, TensorInfo]:
+def moved(table: Table, begin: int) -> Mapping[str, TensorInfo]:
     """A table whose offsets are ``begin`` bytes larger."""
     return {
         key: TensorInfo(info.dtype, info.shape, info.begin + begin, info.end + begin) for key, info in table

@@ -133,7 +133,8 @@ def reduce_stack(
         up, down = up.double(), down.double()
         grams = _grams(up, down)
     if sketches:
-        left = signs(up.shape[1], "out").to(up.dtype) @ up
+        # One product instead of one for each layer, which takes four times as long.
+        left = torch.tensordot(up, signs(up.shape[1], "out").to(up.dtype), ([1], [1])).mT
         right = (down.flatten(0, 1) @ signs(down.shape[2], "in").to(up.dtype).T).unflatten(0, down.shape[:2])
     else:
         left, right = up[:, :0], down[:, :, :0]

@@ -52,18 +52,17 @@ def unpack(tensors: dict[str, Tensor]) -> list[Features]:
     present, places = tensors["present"], tensors["places"]
     spoken = {int(p): n for n, p in enumerate(tensors["spoken"])} if "spoken" in tensors else {}
     drawn = {int(p): tensors[_PICTURES][n] for n, p in enumerate(tensors.get(_DRAWN, ()))}
+    whole, parts = tensors["whole"], {}
+    for name in _BY_SITE:
+        values = tensors[name]
+        parts[name] = values.new_zeros(*present.shape, *values.shape[2:])
+        parts[name][:, places] = values
+    texts = {name: tensors[f"text.{name}"].float() for name in _TEXT} if spoken else {}
     out = []
     for row in range(len(present)):
-        parts = {}
-        for name in _BY_SITE:
-            values = tensors[name]
-            parts[name] = torch.zeros(present.shape[1], *values.shape[2:], dtype=values.dtype)
-            parts[name][places] = values[row]
-        text = None
-        if row in spoken:
-            text = TextBlock(*(tensors[f"text.{name}"][spoken[row]].float() for name in _TEXT))
-        whole = tensors["whole"][row]
-        out.append(Features(present[row], whole=whole, text=text, drawn=drawn.get(row), **parts))
+        text = TextBlock(**{name: texts[name][spoken[row]] for name in _TEXT}) if row in spoken else None
+        sites = {name: values[row] for name, values in parts.items()}
+        out.append(Features(present[row], whole=whole[row], text=text, drawn=drawn.get(row), **sites))
     return out
 
 

@@ -94,7 +94,7 @@ def _track(places: list[int], layers: Mapping[int, tuple[Tensor, Tensor]], bank:
     order = {place: row for row, place in enumerate(bank.weights)}
     roots = [_square_root(layers[place][0]) @ layers[place][1] for place in places]
     backs = [
-        (bank.weights[place].T @ layers[place][0] / norm**2, layers[place][1])
+        (torch.tensordot(layers[place][0], bank.weights[place], ([1], [0])) / norm**2, layers[place][1])
         for place, norm in zip(places, norms, strict=True)
     ]
     answers = (torch.cat(roots, 1) @ bank.states.T).square().split([root.shape[1] for root in roots], 1)
@@ -106,7 +106,7 @@ def _track(places: list[int], layers: Mapping[int, tuple[Tensor, Tensor]], bank:
     heard = torch.cat([bank.common.expand(len(unit), 1, -1), unit], 1)
     said = torch.zeros_like(heard)
     for back, down in backs:
-        said += (heard @ down.mT) @ back.mT
+        said += (heard @ down.mT) @ back
     said = said @ bank.inverse
     return (moved / still[:, None]).median(0).values, listen, said[:, 0], said[:, 1:]
 

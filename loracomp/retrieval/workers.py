@@ -17,7 +17,8 @@ from loracomp.retrieval.encoding import Encoded, Facts, encode_files
 from loracomp.retrieval.features import Features
 from loracomp.retrieval.shards import pack, unpack
 
-_TASK = 8
+TASK = 16
+"""Files that a process takes at a time, at most."""
 _AHEAD = 4
 
 
@@ -49,8 +50,7 @@ def encode_all(files: Sequence[str], job: Job, jobs: int) -> Iterator[tuple[str,
         jobs: Processes; one works in this process.
     """
     if jobs <= 1 or len(files) <= 1:
-        for start in range(0, len(files), _TASK):
-            task = files[start : start + _TASK]
+        for task in _tasks(files, 1):
             yield from zip(task, _encoded(task, job), strict=True)
         return
     left = list(files)
@@ -62,9 +62,15 @@ def encode_all(files: Sequence[str], job: Job, jobs: int) -> Iterator[tuple[str,
         yield path, _alone(path, job)
 
 
+def _tasks(files: Sequence[str], jobs: int) -> list[Sequence[str]]:
+    """Files in parts, of which every process gets several where there are few."""
+    size = max(min(TASK, len(files) // (4 * jobs)), 1)
+    return [files[start : start + size] for start in range(0, len(files), size)]
+
+
 def _pooled(files: Sequence[str], job: Job, jobs: int) -> Iterator[tuple[str, Result]]:
     """Results of a pool until all are there or one of its processes dies."""
-    tasks = iter([files[start : start + _TASK] for start in range(0, len(files), _TASK)])
+    tasks = iter(_tasks(files, jobs))
     # Fresh processes, because torch's threads do not survive a fork.
     with ProcessPoolExecutor(jobs, get_context("spawn"), prepare_process) as pool:
         running: set[Future[_Packed]] = set()
