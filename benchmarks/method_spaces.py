@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loracomp.evaluation.cells import Cell
-from loracomp.fusion import Program
+from loracomp.fusion import Profile, Program
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,13 @@ class Setting:
         options = json.loads(self.options)
         if self.method == "roles":
             options["roles"] = kinds
-        return Program(self.method, weights, options)
+        profiles: tuple[Profile, ...] = ()
+        if self.family == PLACED:
+            halves = iter(((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)) if kinds.count("subject") == 2 else ())
+            profiles = tuple(
+                Profile(box=next(halves, None)) if kind == "subject" else Profile() for kind in kinds
+            )
+        return Program(self.method, weights, options, profiles=profiles)
 
 
 Draw = Callable[[random.Random], dict[str, Any]]
@@ -108,8 +114,11 @@ def _nothing(source: random.Random) -> dict[str, Any]:
     return {}
 
 
+PLACED = "placed"
+"""Plain merge with each of two subjects in its half of the image."""
 FAMILIES: dict[str, tuple[str, tuple[Draw, ...]]] = {
     "merge": ("merge", (_nothing,)),
+    PLACED: ("merge", (_nothing,)),
     "switch": ("switch", (_switch,)),
     "composite": ("composite", (_nothing,)),
     "w-switch": ("w-switch", (_aware,)),

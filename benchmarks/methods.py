@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.method_spaces import FAMILIES, Setting, settings
+from benchmarks.method_spaces import FAMILIES, PLACED, Setting, settings
 from loracomp.adapter import Adapter
 from loracomp.bases import get_base
 from loracomp.evaluation.artwork import Artwork, open_artwork, read_names
@@ -38,6 +38,7 @@ from loracomp.evaluation.pixels import as_tensor
 from loracomp.evaluation.roster import Roster, read_roster
 from loracomp.evaluation.scores import score
 from loracomp.evaluation.statistics import Interval, paired_difference
+from loracomp.fusion import Profile
 from loracomp.library import SHIPPED, open_accelerator
 from loracomp.loading import defaults, open_base
 from loracomp.pipeline import compose
@@ -112,7 +113,8 @@ class Bench:
         adapters = [self.roster.adapter(part) for part in cell.parts]
         program = setting.program(cell)
         if self.fast:
-            program = replace(program, weights=(*program.weights, 1.0))
+            placed = program.profiles and (*program.profiles, Profile())
+            program = replace(program, weights=(*program.weights, 1.0), profiles=placed)
         pictures = compose(
             self.pipe,
             prompt(cell, self.roster.say(cell.parts)),
@@ -124,6 +126,11 @@ class Bench:
         )
         found = score(self.judge, self.artwork, cell, as_tensor(pictures))
         return {name: [float("nan") if v is None else v for v in found[name]] for name in KEPT}
+
+
+def families(protocol: str) -> list[str]:
+    """All that make sense for a protocol: only two subjects need a place each."""
+    return [family for family in FAMILIES if family != PLACED or protocol.startswith("2")]
 
 
 def chosen(records: Records, cells: Sequence[Cell], ways: Sequence[Setting], floor: float) -> Setting:
@@ -169,7 +176,7 @@ def main() -> None:
     pipe = open_base("glyph", device=wanted.device)
     judge = open_judge("glyph", None, str(pipe.device))
     bench = Bench(roster, judge, open_artwork(FILTERS), pipe, wanted)
-    records, pool = Records(wanted.out, wanted.part), wanted.family or list(FAMILIES)
+    records, pool = Records(wanted.out, wanted.part), wanted.family or families(wanted.protocol)
     spaces = {family: settings(family, wanted.budget) for family in dict.fromkeys(["merge", *pool])}
     bench.run(cells["validation"], [setting for space in spaces.values() for setting in space], records)
     if wanted.part != "1/1" and not wanted.test_parts:
