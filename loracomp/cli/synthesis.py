@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loracomp.cli.index import _DEFAULT, BaseFolder, Place, Server, Where, opened, searching
 from loracomp.cli.screen import Json, emit_json, emit_table
 from loracomp.errors import UsageError
+
+if TYPE_CHECKING:
+    from loracomp.adapter import Adapter
+    from loracomp.retrieval.search import Answer
 
 
 def synthesize(
@@ -27,7 +30,6 @@ def synthesize(
 ) -> None:
     """Mix the nearest adapters into a new one, and say when the nearest alone is better."""
     from loracomp.formats import save
-    from loracomp.library import open_adapter
     from loracomp.retrieval.filters import parse
     from loracomp.retrieval.synthesis import synthesize as mix
 
@@ -37,10 +39,10 @@ def synthesize(
         limits = parse(where) if where else None
         answer = searching(collection, base, base_folder).text(text, count, limits, base)
         chance = _chance(collection, answer.base)
-    adapters = [open_adapter(hit.row["path"], answer.base) for hit in answer.hits]
+    adapters, scores = mixable(answer)
     made, report = mix(
         adapters,
-        _scores(answer),
+        scores,
         name=out.stem,
         chance=chance,
         rank=rank,
@@ -58,10 +60,16 @@ def synthesize(
     typer.echo(report.advice())
 
 
-def _scores(answer: Any) -> Sequence[float]:
-    """Cosines of the learned encoder where there is one, else the fused scores."""
+def mixable(answer: Answer) -> tuple[list[Adapter], list[float]]:
+    """The adapters that were found and how near they are.
+
+    By the cosines of the learned encoder where there is one, else by the fused scores.
+    """
+    from loracomp.library import open_adapter
+
     learned = [hit.explain.get("learned") for hit in answer.hits]
-    return [s for s in learned if s is not None] if None not in learned else [h.score for h in answer.hits]
+    scores = [s for s in learned if s is not None] if None not in learned else [h.score for h in answer.hits]
+    return [open_adapter(hit.row["path"], answer.base) for hit in answer.hits], scores
 
 
 def _chance(collection: Any, base: str, most: int = 200) -> float:

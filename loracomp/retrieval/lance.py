@@ -30,7 +30,7 @@ SCANNED_UP_TO = 400
 # More of them make the engine cluster in stages, which left 38 of a thousand where vectors come in clumps.
 _PARTITIONS = 256
 # Partitions searched, by the share of rows that the filter keeps: its few rows lie further apart.
-_PROBES = ((0.1, 24), (0.01, 32), (0.0, 64))
+_PROBES = ((0.1, 8), (0.01, 12), (0.0, 32))
 _REFINED = 4
 # All that a hit shows as one value: reading a column costs three milliseconds, whatever it holds.
 _PACKED = "packed"
@@ -67,7 +67,7 @@ class LanceIndex:
             raise FormatError(f"{folder}: cannot be opened as an index ({line}); build it anew") from error
         if set(self._table.schema.names) != set(_schema().names):
             raise FormatError(f"{folder}: an index of another version; build it anew")
-        self._indexed = self._vector_indices()
+        self._indexed, self._rows_there = self._vector_indices(), self._table.count_rows()
 
     def _opened(self) -> Any:
         """The table; None where there is none, or one whose making was cut off before its first commit."""
@@ -127,7 +127,9 @@ class LanceIndex:
         search = search.select([_PACKED, "_distance"])
         if condition:
             search = search.where(condition, prefilter=True)
-        probes = 0 if exact or f"v_{space}" not in self._indexed else _probes(table, condition)
+        probes = 0
+        if f"v_{space}" in self._indexed and not exact:
+            probes = self._probes(table, condition) if where != EVERYTHING else _PROBES[0][1]
         found = []
         if probes:
             # Without an upper limit all partitions are searched, however many rows are found.
@@ -135,8 +137,16 @@ class LanceIndex:
             found = search.to_arrow().to_pylist()
         if len(found) < k:
             found = search.bypass_vector_index().to_arrow().to_pylist()
-        hits = [_hit(row, table.version) for row in found]
+        current = int(table.version)  # half a millisecond each time it is asked for
+        hits = [_hit(row, current) for row in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+    def _probes(self, table: Any, condition: str | None) -> int:
+        """Partitions to search; 0 where the rows that are left are better compared one by one."""
+        left = table.count_rows(condition)
+        if left <= SCANNED_UP_TO:
+            return 0
+        return next(probes for share, probes in _PROBES if left >= share * self._rows_there)
 
     def get(self, ids: Sequence[str]) -> list[Row]:
         """Rows by id, with probes and vectors."""
@@ -190,7 +200,7 @@ class LanceIndex:
                 if f"v_{space}" not in there and there_are >= INDEXED_FROM:
                     self._index_vectors(space, there_are)
         self._table.optimize()
-        self._indexed = self._vector_indices()
+        self._indexed, self._rows_there = self._vector_indices(), self._table.count_rows()
 
     def _index_vectors(self, space: str, rows: int) -> None:
         self._table.create_index(
@@ -216,7 +226,7 @@ class LanceIndex:
 
         table = _packed(read_snapshot(parquet, source))
         self._table.add(table, mode="overwrite", on_bad_vectors="null")
-        self._indexed = self._vector_indices()
+        self._indexed, self._rows_there = self._vector_indices(), self._table.count_rows()
         return self._version()
 
     def close(self) -> None:
@@ -258,18 +268,9 @@ def _packed(table: Any) -> Any:
     return table.append_column(_schema().field(_PACKED), pa.array(texts, pa.string()))
 
 
-def _probes(table: Any, condition: str | None) -> int:
-    """Partitions to search; 0 where the rows that are left are better compared one by one."""
-    rows = table.count_rows()
-    left = table.count_rows(condition) if condition else rows
-    if left <= SCANNED_UP_TO:
-        return 0
-    return next(probes for share, probes in _PROBES if left >= share * rows)
-
-
 def _hit(found: dict[str, Any], version: int) -> Hit:
     row = json.loads(found[_PACKED])
-    return Hit(row["id"], 1 - float(found["_distance"]) / 2, int(version), row)
+    return Hit(row["id"], 1 - float(found["_distance"]) / 2, version, row)
 
 
 def sql(where: Filter) -> str:

@@ -179,6 +179,36 @@ def test_large_tables_have_vector_indices_that_miss_little(
     assert index.search("update", late["v_update"], 1)[0].row["name"] == "late"
 
 
+def test_what_one_partition_does_not_hold_is_found_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lancedb", reason="needs lancedb; pip install 'loracomp[index]'")
+    monkeypatch.setattr(lance, "INDEXED_FROM", 300)
+    monkeypatch.setattr(lance, "SCANNED_UP_TO", 5)
+    monkeypatch.setattr(lance, "_PROBES", ((0.0, 1),))
+    index = open_index(str(tmp_path / "lance"))
+    index.upsert(rows(400))
+    index.optimize()
+    where = parse("bytes < 1012")
+    kept = {held["id"] for held in index.scan(where)}
+    assert len(kept) == 12
+    assert {hit.id for hit in index.search("update", row(3)["v_update"], 12, where)} == kept
+    assert len(index.search("update", row(3)["v_update"], 300)) == 300
+
+
+def test_a_hit_shows_what_the_row_holds(index: AdapterIndex, tmp_path: Path) -> None:
+    index.upsert(rows(12))
+    index.upsert([row(4, name="renamed", licence="CC0-1.0", norm=0.1 + 0.2)])
+    index.snapshot(tmp_path / "rows.parquet")
+    index.delete([row(5)["id"]])
+    index.restore(tmp_path / "rows.parquet")
+    held = {found["id"]: found for found in index.scan()}
+    hits = index.search("update", row(4)["v_update"], 12)
+    assert len(hits) == 12
+    assert all(dict(hit.row) == held[hit.id] for hit in hits)
+    assert hits[0].row["norm"] == 0.1 + 0.2
+
+
 VALUES = {
     str: some.sampled_from([*LICENCES, "glyph", "lora 3", "drache", "SÜSS"]),
     int: some.integers(-3, 30),
