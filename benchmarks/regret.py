@@ -1,9 +1,10 @@
 """What it costs a picture that its adapters were found and not known: GlyphBench with retrieved adapters.
 
-    python -m benchmarks.regret --adapters FOLDER [--gallery FOLDER …] [--cells 24] [--work FOLDER]
+    python -m benchmarks.regret --adapters FOLDER [--gallery FOLDER …] [--named] [--cells 24] [--work FOLDER]
 
-All adapters are copied under meaningless names without any metadata, indexed and drawn with. Every cell of
-the test split is asked for in plain words, and drawn in four ways with the same seeds:
+All adapters are copied under meaningless names without any metadata (with ``--named`` they keep both),
+indexed and drawn with. Every cell of the test split is asked for in plain words, and drawn in four ways with
+the same seeds:
 
 * *oracle*: the adapters that the cell is made of;
 * *auto*: what ``compose --auto`` chooses, parts of the prompt left to the base where nothing stands out;
@@ -68,8 +69,8 @@ class Found:
 class Gallery:
     """The hidden files, and what each of them is."""
 
-    def __init__(self, folder: Path, roster: Roster, more: Sequence[Path]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, roster: Roster, more: Sequence[Path], named: bool) -> None:
+        self.folder, self.named = folder, named
         self.parts: dict[str, Part] = {}
         self.files: dict[str, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,10 +80,12 @@ class Gallery:
             self._hide(file)
 
     def _hide(self, file: Path) -> str:
-        name = sha256(str(file).encode()).hexdigest()[:12]
+        name = file.stem if self.named else sha256(str(file).encode()).hexdigest()[:12]
         target = self.folder / f"{name}.safetensors"
         self.files[name] = file
-        if not target.exists():
+        if not target.exists() and self.named:
+            shutil.copyfile(file, target)
+        elif not target.exists():
             save_file(load_file(file), target)
         return name
 
@@ -148,7 +151,7 @@ def main() -> None:
     cells = [c for p in wanted.protocol for c in choose(p, names, roster.has, wanted.cells, "test")]
     if not cells:
         sys.exit("no cells; name a folder of adapters with subjects and styles")
-    gallery = Gallery(wanted.work / "gallery", roster, wanted.gallery)
+    gallery = Gallery(wanted.work / "gallery", roster, wanted.gallery, wanted.named)
     collection = Collection(wanted.work / "index", create=True, encoders=shipped_encoders())
     built = build([gallery.folder], collection)
     draw_all(collection, "glyph", None, True).check()
@@ -182,7 +185,9 @@ def main() -> None:
         "pictures": len(clusters),
         "ways": {way: _row(values, way, clusters, right[way]) for way in WAYS},
     }
-    wanted.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    before = json.loads(wanted.result.read_text()) if wanted.result.is_file() else {}
+    table = {**before, "named" if wanted.named else "hidden": result}
+    wanted.result.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 
@@ -206,6 +211,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--adapters", type=Path, default=SHIPPED)
     parser.add_argument("--gallery", type=Path, action="append", default=[], help="further glyph adapters")
     parser.add_argument("--protocol", action="append", help="may be repeated; 1+1 and 1+2")
+    parser.add_argument("--named", action="store_true", help="files keep their names and metadata")
     parser.add_argument("--cells", type=int, default=24, help="of each protocol")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=25)

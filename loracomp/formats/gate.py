@@ -170,7 +170,7 @@ def read_header(handle: int, size: int, name: str, limits: Limits = DEFAULT_LIMI
     apart = said is not None or "__metadata__" not in parsed
     header = Header(*_checked(parsed, begin, size, name, limits), begin, size, layout)
     if apart:
-        tables.KNOWN.put((layout, limits), header.table)
+        tables.KNOWN.put((layout, limits), header.table, len(header.table))
     return header
 
 

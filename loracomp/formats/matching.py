@@ -16,7 +16,7 @@ from loracomp.formats.keys import Key, foreign, group, split
 from loracomp.formats.names import CUSTOM, Layout, Named, every_name, layout
 from loracomp.formats.native import Module, Table
 from loracomp.formats.source import Source
-from loracomp.formats.tables import Recent
+from loracomp.formats.tables import MOST, Recent
 
 _HINTS = ("modelspec.architecture", "ss_base_model_version")
 
@@ -78,7 +78,7 @@ class Match:
 
 
 # Whatever fits whole does so by its tensor table; what does not may have its values looked at.
-_KNOWN: Recent[Match] = Recent(32)
+_KNOWN: Recent[Match] = Recent(MOST)
 
 
 def match(source: Source, base: str | None = None, modules: Table | None = None) -> Match:
@@ -102,7 +102,7 @@ def match(source: Source, base: str | None = None, modules: Table | None = None)
     if found is None:
         found = _match(source, base, None)
         if not found.unmatched and not found.ignored:
-            _KNOWN.put(key, found)
+            _KNOWN.put(key, found, len(source.tensors))
     return found
 
 

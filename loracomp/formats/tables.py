@@ -23,7 +23,8 @@ _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 STRINGS = re.compile(_STRING, re.DOTALL)
 # Metadata as every writer puts them: first, compact, nothing but strings, and a tensor after them.
 _METADATA = re.compile(rb'\{"__metadata__":(\{(?:%b:%b,?+)*+\}),' % (_STRING, _STRING), re.DOTALL)
-_TABLES = 16
+MOST = 20_000
+"""Tensors that are remembered: some sixty tables of small adapters, eight of SDXL's."""
 
 
 class TensorInfo(NamedTuple):
@@ -42,37 +43,42 @@ class Recent(Generic[_Value]):
     """The latest values of a few keys, for any number of threads.
 
     Args:
-        size: Keys that are kept.
+        budget: Sum of the weights that are kept; heavier values are not kept at all.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._kept: dict[Hashable, _Value] = {}
+    def __init__(self, budget: int) -> None:
+        self._budget, self._sum = budget, 0
+        self._kept: dict[Hashable, tuple[_Value, int]] = {}
         self._lock = Lock()
 
     def get(self, key: Hashable) -> _Value | None:
         """The value of a key, which counts as used now; None where it is not kept."""
         with self._lock:
-            value = self._kept.pop(key, None)
-            if value is not None:
-                self._kept[key] = value
-            return value
+            held = self._kept.pop(key, None)
+            if held is None:
+                return None
+            self._kept[key] = held
+            return held[0]
 
-    def put(self, key: Hashable, value: _Value) -> None:
+    def put(self, key: Hashable, value: _Value, weight: int) -> None:
         """Keeps a value; what was not used for longest goes."""
         with self._lock:
-            self._kept.pop(key, None)
-            while len(self._kept) >= self._size:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = value
+            self._sum -= self._kept.pop(key, (None, 0))[1]
+            if weight > self._budget:
+                return
+            while self._sum + weight > self._budget:
+                self._sum -= self._kept.pop(next(iter(self._kept)))[1]
+            self._kept[key] = value, weight
+            self._sum += weight
 
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:
             self._kept.clear()
+            self._sum = 0
 
 
-KNOWN: Recent[Table] = Recent(_TABLES)
+KNOWN: Recent[Table] = Recent(MOST)
 """Checked tables by layout and limits, their offsets from the start of the data."""
 
 

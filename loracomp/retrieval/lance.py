@@ -66,7 +66,10 @@ class LanceIndex:
             line = str(error).strip().splitlines()[0]
             raise FormatError(f"{folder}: cannot be opened as an index ({line}); build it anew") from error
         if set(self._table.schema.names) != set(_schema().names):
-            raise FormatError(f"{folder}: an index of another version; build it anew")
+            raise FormatError(
+                f"{folder}: rows of another version; delete this folder and build the index again, "
+                "which keeps all that was encoded and drawn"
+            )
         self._indexed, self._rows_there = self._vector_indices(), self._table.count_rows()
 
     def _opened(self) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from loracomp.formats.matching import Found, Match
 from loracomp.formats.scales import stated
 from loracomp.formats.source import Source
-from loracomp.formats.tables import Recent
+from loracomp.formats.tables import MOST, Recent
 from loracomp.retrieval.bank import ProbeBank
 from loracomp.retrieval.features import Columns, Features
 from loracomp.retrieval.reduction import Reduced, merged, reduce_stack
@@ -70,7 +70,7 @@ class Plan:
         return tuple(place for group in self.groups for place in group.places)
 
 
-_KNOWN: Recent[tuple[Plan | None]] = Recent(16)
+_KNOWN: Recent[tuple[Plan | None]] = Recent(MOST)
 
 
 def plan_of(source: Source, matched: Match, table: SiteTable) -> Plan | None:
@@ -81,7 +81,7 @@ def plan_of(source: Source, matched: Match, table: SiteTable) -> Plan | None:
     known = _KNOWN.get(key)
     if known is None:
         known = (_planned(source, matched, table),)
-        _KNOWN.put(key, known)
+        _KNOWN.put(key, known, len(source.header.table))
     return known[0]
 
 

@@ -141,13 +141,19 @@ def test_the_table_is_not_parsed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(read(written(b'{"other":"words"}')), Header)
 
 
-def test_only_the_latest_are_kept() -> None:
-    recent: tables.Recent[int] = tables.Recent(2)
-    recent.put("a", 1)
-    recent.put("b", 2)
+def test_only_the_latest_are_kept_and_nothing_heavy() -> None:
+    recent: tables.Recent[int] = tables.Recent(20)
+    recent.put("a", 1, 10)
+    recent.put("b", 2, 10)
     assert recent.get("a") == 1
-    recent.put("c", 3)
+    recent.put("c", 3, 5)
     assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 3)
+    recent.put("c", 4, 10)
+    assert (recent.get("a"), recent.get("c")) == (1, 4)
+    recent.put("a", 5, 21)
+    assert (recent.get("a"), recent.get("c")) == (None, 4)
+    recent.put("d", 6, 11)
+    assert (recent.get("c"), recent.get("d")) == (None, 6)
 
 
 def test_a_match_is_found_again_with_other_metadata_and_values(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from loracomp.errors import FormatError, ResourceError, UsageError
 from loracomp.formats import save
+from loracomp.retrieval import lance
 from loracomp.retrieval.building import build, remove
 from loracomp.retrieval.collection import Collection
 from loracomp.retrieval.filters import parse
@@ -176,6 +178,22 @@ def test_an_interruption_is_no_bad_file(
         build([loras], collection, jobs=1)
     assert collection.journal.dead() == []
     assert build([loras], collection).added == 6
+
+
+def test_rows_of_another_version_are_made_anew_from_what_was_encoded(
+    loras: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build([loras], collection)
+    before = sorted(row["id"] for row in collection.index.scan())
+    collection.index.close()
+    place = collection.folder / "lance"
+    monkeypatch.setattr(lance, "_PACKED", "folded")
+    with pytest.raises(FormatError, match="lance: rows of another version; delete this folder"):
+        Collection(collection.folder)
+    shutil.rmtree(place)
+    again = Collection(collection.folder)
+    assert build([loras], again).unchanged == 6
+    assert sorted(row["id"] for row in again.index.scan()) == before
 
 
 def test_two_builds_at_once_are_refused(loras: Path, collection: Collection) -> None:
