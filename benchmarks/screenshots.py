@@ -133,7 +133,7 @@ def take(page: Any, address: str, out: Path, ending: str, tabs: tuple[str, ...])
         show(page, tab)
         page.wait_for_timeout(1200)
         raw = page.screenshot(full_page=True)
-        save(raw, out / f"{tab.lower()}-{ending}.png")
+        save(raw, out / f"{tab.lower()}-{ending}.webp")
 
 
 def show(page: Any, tab: str) -> None:
@@ -163,12 +163,13 @@ def show(page: Any, tab: str) -> None:
 
 
 def save(raw: bytes, path: Path) -> None:
-    """A small PNG: few colors are enough for a page, fewer for a long one."""
+    """A small picture: few colors are enough for a page, fewer for a long one."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(raw)).convert("RGB")
     for count in COLORS:
-        picture.quantize(count, dither=Image.Dither.NONE).save(path, optimize=True)
+        few = picture.quantize(count, dither=Image.Dither.NONE).convert("RGB")
+        few.save(path, lossless=True, quality=100, method=6)
         if path.stat().st_size < LARGEST:
             break
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -62,7 +62,9 @@ class Synthesis:
         if self.size < 0.7:
             lost = f"the parents cancel {1 - self.size:.0%} of their size"
             return f"{lost}; compare pictures with {self.nearest} alone"
-        return f"a mixture is no better than {self.nearest} until pictures say so; compare them"
+        return (
+            f"mixtures were never better than the nearest alone where it was measured; compare {self.nearest}"
+        )
 
 
 def mixing_weights(scores: Sequence[float], temperature: float = TEMPERATURE) -> list[float]:
