@@ -21,7 +21,7 @@ from loracomp.retrieval.filters import (
     compare,
 )
 from loracomp.retrieval.index import FLAGS, SPACES, Hit, Row
-from loracomp.retrieval.rows import arrow, from_arrow, plain_columns, schema, to_arrow
+from loracomp.retrieval.rows import arrow, from_arrow, plain_columns, read_snapshot, schema, to_arrow
 
 TABLE = "adapters"
 INDEXED_FROM = 20_000
@@ -249,15 +249,6 @@ class LanceIndex:
                 f"{self._folder}: has no version {version}; it is at {self._version()}"
             ) from error
         return table
-
-
-def read_snapshot(parquet: Any, source: Path) -> Any:
-    """The Arrow table of a snapshot; raises :class:`FormatError` for any other file."""
-    try:
-        return parquet.read_table(source).cast(schema())
-    except (OSError, ValueError, KeyError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise FormatError(f"{source}: not a snapshot of an index ({line}); give another file") from error
 
 
 def _schema() -> Any:

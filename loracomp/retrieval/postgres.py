@@ -13,7 +13,7 @@ from typing import Any
 from loracomp.errors import FormatError, ResourceError, UsageError
 from loracomp.retrieval.filters import COLUMNS, EVERYTHING, All, Compare, Either, Filter, Not, both, compare
 from loracomp.retrieval.index import FLAGS, SPACES, VALUES, Hit, Row
-from loracomp.retrieval.rows import from_arrow, plain_columns, schema, to_arrow
+from loracomp.retrieval.rows import from_arrow, plain_columns, read_snapshot, schema, to_arrow
 
 INDEXED_FROM = 20_000
 _TYPES = {str: "text", int: "bigint", float: "double precision", bool: "boolean"}
@@ -205,8 +205,6 @@ class PostgresIndex:
     def restore(self, source: Path) -> int:
         """Replaces all rows by a snapshot's in one transaction."""
         import pyarrow.parquet as parquet
-
-        from loracomp.retrieval.lance import read_snapshot
 
         rows = from_arrow(read_snapshot(parquet, source), vectors=True)
         with self._link.transaction():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from loracomp.errors import ResourceError
+from loracomp.errors import FormatError, ResourceError
 from loracomp.retrieval.filters import COLUMNS
 from loracomp.retrieval.index import FLAGS, SPACES, VALUES, Row
 
@@ -84,3 +85,12 @@ def from_arrow(table: Any, vectors: bool = False) -> list[dict[str, Any]]:
 
 def _known() -> Sequence[str]:
     return (*COLUMNS, *VALUES, "probes")
+
+
+def read_snapshot(parquet: Any, source: Path) -> Any:
+    """The Arrow table of a snapshot; raises :class:`FormatError` for any other file."""
+    try:
+        return parquet.read_table(source).cast(schema())
+    except (OSError, ValueError, KeyError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise FormatError(f"{source}: not a snapshot of an index ({line}); give another file") from error
