@@ -133,16 +133,17 @@ class LanceIndex:
         probes = 0
         if f"v_{space}" in self._indexed and not exact:
             probes = self._probes(table, condition) if where != EVERYTHING else _PROBES[0][1]
-        found = []
-        if probes:
-            # Without an upper limit all partitions are searched, however many rows are found.
-            search = search.minimum_nprobes(probes).maximum_nprobes(probes).refine_factor(_REFINED)
-            found = search.to_arrow().to_pylist()
+        found = self._near(search, probes) if probes else []
         if len(found) < k:
             found = search.bypass_vector_index().to_arrow().to_pylist()
         current = int(table.version)  # half a millisecond each time it is asked for
         hits = [_hit(row, current) for row in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+    def _near(self, search: Any, probes: int) -> list[dict[str, Any]]:
+        """Rows by the vector index; without an upper limit it searches all partitions."""
+        limited = search.minimum_nprobes(probes).maximum_nprobes(probes).refine_factor(_REFINED)
+        return list(limited.to_arrow().to_pylist())
 
     def _probes(self, table: Any, condition: str | None) -> int:
         """Partitions to search; 0 where the rows that are left are better compared one by one."""
